@@ -1,0 +1,44 @@
+# Everything runs in .venv, made on first use from the ranges in pyproject.toml and the versions in
+# constraints.txt. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INPUT ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check proto format clean test-deps bench
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.ready  ## Start three nodes, append the standard library's source, kill one, read it back (INPUT=path for yours)
+	@$(BIN)/python -m bench.demo $(if $(INPUT),--input '$(INPUT)')
+
+test: $(VENV)/.ready  ## Run the tests
+	@$(BIN)/python -m pytest -q -n auto --dist worksteal
+
+check: $(VENV)/.ready  ## Format, lint, types, stubs, tidiness
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python tools/proto.py --check
+	@$(BIN)/python -m pytest -q tests/test_tidy.py
+
+format: $(VENV)/.ready  ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+proto: $(VENV)/.ready  ## Make the stubs in sharedlog/v1 from proto/
+	@$(BIN)/python tools/proto.py
+
+test-deps:  ## Install the Debian packages that some tests and benchmarks use (needs root)
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends etcd-server nats-server redis-server
+
+clean:  ## Remove what was made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

@@ -1,0 +1,45 @@
+"""The named maximum of everything that crosses the wire, and how they relate.
+
+A limit is checked where the thing is admitted, and the error names it. Limits that an operator may
+change live in the packages' `config.py`; these are part of the protocol.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+BATCH_BYTES_MAX: Final = 8 * MIB
+"""Encoded batch, header included. A larger one is refused at admission with `BatchTooLarge`."""
+
+BATCH_RECORDS_MAX: Final = 65_536
+"""Records in one batch."""
+
+RECORD_BYTES_MAX: Final = BATCH_BYTES_MAX - 64 * KIB
+"""Value, key and headers of one record; leaves room for the batch's own header and tables."""
+
+MESSAGE_BYTES_MAX: Final = 2 * BATCH_BYTES_MAX
+"""One gRPC message. It carries at least one whole batch, so it must be larger than one."""
+
+HEADER_NAME_BYTES_MAX: Final = 65_535
+"""UTF-8 bytes of a record header's name."""
+
+RECORD_HEADERS_MAX: Final = 1_024
+"""Headers of one record."""
+
+LOG_NAME_CHARS_MAX: Final = 255
+"""Characters of a log's name."""
+
+REPLICAS_MAX: Final = 7
+"""Copies of a batch: the quorum rules are proved exhaustively up to here."""
+
+METADATA_VALUE_BYTES_MAX: Final = 512 * KIB
+"""One value in the metadata store."""
+
+METADATA_KEY_BYTES_MAX: Final = 480
+"""One key in the metadata store, UTF-8 (LMDB takes 511)."""
+
+LIST_PAGE_MAX: Final = 1_000
+"""Entries in one page of a listing."""
+
+assert RECORD_BYTES_MAX < BATCH_BYTES_MAX < MESSAGE_BYTES_MAX

@@ -1,0 +1,1 @@
+"""How processes talk: the `Transport` and `Server` interfaces, and their gRPC implementations."""

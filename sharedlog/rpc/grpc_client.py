@@ -1,0 +1,181 @@
+"""`Transport` over grpc.aio.
+
+One channel per address, shared by everything in the process: gRPC multiplexes streams on one
+connection and re-makes it with back-off. The back-off is kept short, since a node that restarts is
+back within a second and its peers should find it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Generic, NoReturn
+
+import grpc
+
+from sharedlog.errors import DeadlineExceeded, ProtocolError, SharedLogError, Unreachable
+from sharedlog.limits import MESSAGE_BYTES_MAX
+from sharedlog.rpc.errors import ERROR_METADATA_KEY, error_from_proto
+from sharedlog.rpc.transport import ClientStream, Method, Req, Resp, decode
+from sharedlog.v1 import types_pb2
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # Notices a peer that went away without closing: a black-holed connection never ends by itself.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class GrpcTransport:
+    """Calls and streams over gRPC, in clear text."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def call(
+        self, address: str, method: Method[Req, Resp], request: Req, *, timeout_s: float
+    ) -> Resp:
+        """See `Transport.call`."""
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+        call = self._channel(address).unary_unary(method.path)
+        try:
+            raw: Any = await call(method.encode_request(request), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise _typed_error(address, error) from error
+        except asyncio.CancelledError:
+            if _task_is_cancelled():
+                raise
+            raise _closed_here(address) from None
+        return decode(raw, method.decode_response, method.path)
+
+    def stream(self, address: str, method: Method[Req, Resp]) -> ClientStream[Req, Resp]:
+        """See `Transport.stream`."""
+        return GrpcClientStream(
+            address, method, self._channel(address).stream_stream(method.path)()
+        )
+
+    async def close(self) -> None:
+        """See `Transport.close`."""
+        channels = list(self._channels.values())
+        self._channels.clear()
+        for channel in channels:
+            await channel.close()
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            self._channels[address] = channel
+        return channel
+
+
+class GrpcClientStream(Generic[Req, Resp]):
+    """See `ClientStream`."""
+
+    def __init__(
+        self,
+        address: str,
+        method: Method[Req, Resp],
+        call: grpc.aio.StreamStreamCall[Any, Any],
+    ) -> None:
+        self._address = address
+        self._method = method
+        self._call = call
+
+    async def send(self, message: Req) -> None:
+        """See `Stream.send`."""
+        try:
+            await self._call.write(self._method.encode_request(message))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            await self._raise_status(error)
+        except asyncio.CancelledError:
+            if _task_is_cancelled():
+                raise
+            raise _closed_here(self._address) from None
+
+    async def receive(self) -> Resp | None:
+        """See `Stream.receive`."""
+        try:
+            raw: Any = await self._call.read()
+            if raw is grpc.aio.EOF and await self._call.code() is not grpc.StatusCode.OK:
+                await self._raise_status(None)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            await self._raise_status(error)
+        except asyncio.CancelledError:
+            if _task_is_cancelled():
+                raise
+            raise _closed_here(self._address) from None
+        if raw is grpc.aio.EOF:
+            return None
+        return decode(raw, self._method.decode_response, self._method.path)
+
+    async def end(self) -> None:
+        """See `ClientStream.end`."""
+        try:
+            await self._call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            await self._raise_status(error)
+        except asyncio.CancelledError:
+            if _task_is_cancelled():
+                raise
+            raise _closed_here(self._address) from None
+
+    def cancel(self) -> None:
+        """See `ClientStream.cancel`."""
+        self._call.cancel()
+
+    async def _raise_status(self, cause: Exception | None) -> NoReturn:
+        """Raise what ended the stream, as the peer's trailing metadata tells it."""
+        call = self._call
+        if isinstance(cause, grpc.aio.AioRpcError):
+            raise _typed_error(self._address, cause) from cause
+        if not call.done():  # then `code` would wait for the stream's end
+            raise Unreachable("nothing can be sent after the end of the stream") from cause
+        error = grpc.aio.AioRpcError(
+            await call.code(),
+            await call.initial_metadata(),
+            await call.trailing_metadata(),
+            details=await call.details(),
+        )
+        raise _typed_error(self._address, error) from cause
+
+
+_STATUS_ERRORS: dict[grpc.StatusCode, type[SharedLogError]] = {
+    grpc.StatusCode.UNAVAILABLE: Unreachable,
+    grpc.StatusCode.CANCELLED: Unreachable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+}
+
+
+def _typed_error(address: str, error: grpc.aio.AioRpcError) -> SharedLogError:
+    for key, value in error.trailing_metadata() or ():
+        if key == ERROR_METADATA_KEY and isinstance(value, bytes):
+            return error_from_proto(decode(value, types_pb2.Error.FromString, ERROR_METADATA_KEY))
+    if error.code() is grpc.StatusCode.OK:
+        return Unreachable(f"{address} has ended the stream")
+    kind = _STATUS_ERRORS.get(error.code(), ProtocolError)
+    if kind is ProtocolError:
+        return ProtocolError(f"{address} answered {error.code().name}: {error.details()}")
+    if kind is DeadlineExceeded:
+        return DeadlineExceeded(f"no answer from {address} in time")
+    return Unreachable(f"can't reach {address}: {error.details()}")
+
+
+def _task_is_cancelled() -> bool:
+    """Tell the two meanings of `CancelledError` apart.
+
+    gRPC raises it both when the task that waits is cancelled and when the call was, by `cancel` or
+    by closing its channel; only the first is the task's own.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _closed_here(address: str) -> Unreachable:
+    return Unreachable(f"the stream or connection to {address} was closed here")

@@ -1,0 +1,77 @@
+"""The methods that clients call, and how to define one whose messages are plain protobuf."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from sharedlog.rpc.transport import Method
+from sharedlog.v1 import cluster_pb2, log_pb2, log_server_pb2
+
+ReqMessage = TypeVar("ReqMessage", bound=Message)
+RespMessage = TypeVar("RespMessage", bound=Message)
+
+
+def proto_method(
+    path: str,
+    request: type[ReqMessage],
+    response: type[RespMessage],
+    *,
+    streaming: bool = False,
+) -> Method[ReqMessage, RespMessage]:
+    """A method whose messages are protobuf messages; `path` is "Service/Method" of sharedlog.v1."""
+    return Method(
+        path=f"/sharedlog.v1.{path}",
+        encode_request=request.SerializeToString,
+        decode_request=request.FromString,
+        encode_response=response.SerializeToString,
+        decode_response=response.FromString,
+        streaming=streaming,
+    )
+
+
+CREATE_LOG = proto_method(
+    "LogService/CreateLog", log_pb2.CreateLogRequest, log_pb2.CreateLogResponse
+)
+DESCRIBE_LOG = proto_method(
+    "LogService/DescribeLog", log_pb2.DescribeLogRequest, log_pb2.DescribeLogResponse
+)
+LIST_LOGS = proto_method("LogService/ListLogs", log_pb2.ListLogsRequest, log_pb2.ListLogsResponse)
+APPEND = proto_method("LogService/Append", log_pb2.AppendRequest, log_pb2.AppendResponse)
+APPEND_SESSION = proto_method(
+    "LogService/AppendSession",
+    log_pb2.AppendSessionRequest,
+    log_pb2.AppendSessionResponse,
+    streaming=True,
+)
+READ = proto_method("LogService/Read", log_pb2.ReadRequest, log_pb2.ReadResponse, streaming=True)
+READ_RECORDS = proto_method(
+    "LogService/ReadRecords", log_pb2.ReadRequest, log_pb2.ReadRecordsResponse, streaming=True
+)
+FIND_TAIL = proto_method("LogService/FindTail", log_pb2.FindTailRequest, log_pb2.FindTailResponse)
+GET_KNOWN_TAIL = proto_method(
+    "LogService/GetKnownTail", log_pb2.GetKnownTailRequest, log_pb2.GetKnownTailResponse
+)
+GET_NODES = proto_method(
+    "ClusterService/GetNodes", cluster_pb2.GetNodesRequest, cluster_pb2.GetNodesResponse
+)
+GET_STATUS = proto_method(
+    "ClusterService/GetStatus", cluster_pb2.GetStatusRequest, cluster_pb2.GetStatusResponse
+)
+READ_LOGLET = proto_method(
+    "LogServerService/ReadLoglet",
+    log_server_pb2.ReadLogletRequest,
+    log_server_pb2.ReadLogletResponse,
+    streaming=True,
+)
+LIST_LOGLETS = proto_method(
+    "LogServerService/ListLoglets",
+    log_server_pb2.ListLogletsRequest,
+    log_server_pb2.ListLogletsResponse,
+)
+RAISE_COMMITTED_TAIL = proto_method(
+    "LogServerService/RaiseCommittedTail",
+    log_server_pb2.RaiseCommittedTailRequest,
+    log_server_pb2.RaiseCommittedTailResponse,
+)
