@@ -1,0 +1,71 @@
+"""What the sequencer counts. The one place of this package that knows Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_LATENCY_BUCKETS_S = (
+    *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075),
+    *(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+)
+
+
+class SequencerMetrics:
+    """One per process; children of labels are cached where they are used."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.batches = Counter(
+            "sharedlog_sequencer_committed_batches_total",
+            "Batches that reached their write quorum",
+            registry=registry,
+        )
+        self.records = Counter(
+            "sharedlog_sequencer_committed_records_total",
+            "Records in those batches",
+            registry=registry,
+        )
+        self.bytes = Counter(
+            "sharedlog_sequencer_committed_bytes_total",
+            "Bytes of those batches, headers included",
+            registry=registry,
+        )
+        self.commit_seconds = Histogram(
+            "sharedlog_sequencer_commit_seconds",
+            "From the admission of a batch to its write quorum, in seconds",
+            buckets=_LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.in_flight_bytes = Gauge(
+            "sharedlog_sequencer_in_flight_bytes",
+            "Bytes of batches admitted and not yet committed",
+            registry=registry,
+        )
+        self.replica_backlog_bytes = Gauge(
+            "sharedlog_sequencer_replica_backlog_bytes",
+            "Bytes for one log server that it has not acknowledged; node: its name",
+            ["node"],
+            registry=registry,
+        )
+        self.replica_up = Gauge(
+            "sharedlog_sequencer_replica_up",
+            "1 while the replication stream to the log server is up; node: its name",
+            ["node"],
+            registry=registry,
+        )
+        self.replica_skips = Counter(
+            "sharedlog_sequencer_replica_skips_total",
+            "Times that a log server fell out of step with a log; node: its name",
+            ["node"],
+            registry=registry,
+        )
+        self.rejected = Counter(
+            "sharedlog_sequencer_rejected_batches_total",
+            "Batches that were not admitted; reason: the class of the error",
+            ["reason"],
+            registry=registry,
+        )
+        self.indefinite = Counter(
+            "sharedlog_sequencer_indefinite_batches_total",
+            "Batches whose outcome is unknown because the segment ended under them",
+            registry=registry,
+        )
