@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from sharedlog.errors import SharedLogError
 
 
@@ -10,7 +12,14 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
     For groups whose tasks serve one purpose, e.g. the two directions of a stream: the first
     to end ends the other, and the caller wants the reason, not the group.
+
+    If the calling task is being cancelled, that is the reason: before Python 3.13 a group whose
+    task fails at the same moment raises the failure alone, and a caller that handles it and goes on
+    would never end.
     """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        return asyncio.CancelledError()
     leaves = list(_leaves(group))
     return next((error for error in leaves if isinstance(error, SharedLogError)), leaves[0])
 

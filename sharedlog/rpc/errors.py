@@ -15,8 +15,8 @@ from sharedlog.v1 import types_pb2
 
 _T = TypeVar("_T")
 
-TEXT_CHARS_MAX: Final = 1_000
-"""Of a message or a field; some four of them fit into gRPC's 8 KiB of headers in the worst case."""
+TEXT_BYTES_MAX: Final = 1_000
+"""UTF-8 bytes of a message, and of a field's text; longer ones are cut."""
 
 ERROR_METADATA_KEY: Final = "sharedlog-error-bin"
 """Trailing metadata of a failed call: a serialized `Error`."""
@@ -52,9 +52,12 @@ def copy_error(error: SharedLogError) -> SharedLogError:
 
 
 def _cut(value: _T) -> _T | str:
-    if isinstance(value, str) and len(value) > TEXT_CHARS_MAX:
-        return f"{value[: TEXT_CHARS_MAX - 1]}…"
-    return value
+    if not isinstance(value, str):
+        return value
+    raw = value.encode("utf-8", "replace")
+    if len(raw) <= TEXT_BYTES_MAX:
+        return value
+    return raw[: TEXT_BYTES_MAX - 3].decode("utf-8", "ignore") + "…"
 
 
 def _rebuild(

@@ -13,7 +13,7 @@ from typing import Any, Generic, NoReturn
 import grpc
 
 from sharedlog.errors import DeadlineExceeded, ProtocolError, SharedLogError, Unreachable
-from sharedlog.limits import MESSAGE_BYTES_MAX
+from sharedlog.limits import KIB, MESSAGE_BYTES_MAX
 from sharedlog.rpc.errors import ERROR_METADATA_KEY, error_from_proto
 from sharedlog.rpc.transport import ClientStream, Method, Req, Resp, decode
 from sharedlog.v1 import types_pb2
@@ -21,6 +21,8 @@ from sharedlog.v1 import types_pb2
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    # Room for an error's trailing metadata whatever its texts hold.
+    ("grpc.max_metadata_size", 64 * KIB),
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 500),

@@ -26,7 +26,9 @@ class MetadataEntry(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     key: _builtins.str
+    """A "/"-separated path of printable ASCII."""
     value: _builtins.bytes
+    """At most 512 KiB."""
     version: _builtins.int
     """Of the last change of this key. Grows over the whole store, so a key deleted and made anew never
     shows an old version again.
@@ -52,6 +54,7 @@ class MetadataGetRequest(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     key: _builtins.str
+    """Which."""
     def __init__(
         self,
         *,
@@ -96,7 +99,9 @@ class MetadataPutRequest(_message.Message):
     EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
     key: _builtins.str
+    """Which."""
     value: _builtins.bytes
+    """The new value; at most 512 KiB."""
     expected_version: _builtins.int
     """The key must have this version; 0: the key must not exist."""
     nonce: _builtins.str
@@ -125,6 +130,7 @@ class MetadataPutResponse(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     version: _builtins.int
+    """Of the key, from now on."""
     def __init__(
         self,
         *,
@@ -145,6 +151,7 @@ class MetadataDeleteRequest(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     key: _builtins.str
+    """Which."""
     expected_version: _builtins.int
     """The key must have this version."""
     def __init__(
@@ -184,6 +191,7 @@ class MetadataListRequest(_message.Message):
     AFTER_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
+    """Only keys that start with it; empty: all."""
     after: _builtins.str
     """Only keys greater than it."""
     limit: _builtins.int
@@ -210,8 +218,11 @@ class MetadataListResponse(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     more: _builtins.bool
+    """There are more: ask again with `after` set to the last key."""
     @_builtins.property
-    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetadataEntry]: ...
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetadataEntry]:
+        """In order of their keys."""
+
     def __init__(
         self,
         *,
@@ -232,6 +243,7 @@ class MetadataWatchRequest(_message.Message):
 
     PREFIX_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
+    """Only keys that start with it; empty: all."""
     def __init__(
         self,
         *,

@@ -1,0 +1,21 @@
+"""Errors of the metadata package's own, added to the tree of `sharedlog/errors.py`.
+
+ProtocolError
+└── MetadataCorrupt            a value whose checksum or form is wrong; carries the key
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from sharedlog.errors import SharedLogError, StatusName
+
+
+class MetadataCorrupt(SharedLogError):
+    """What is kept under `key` is not what was written. It is never taken for absence."""
+
+    grpc_status: ClassVar[StatusName] = "DATA_LOSS"
+
+    def __init__(self, message: str, *, key: str) -> None:
+        super().__init__(f"{key}: {message}")
+        self.key = key

@@ -1,0 +1,223 @@
+"""A node's picture of the cluster: nodes and logs, kept current by two watches.
+
+Theory of operation: `run` watches `nodes/` and `logs/` and does nothing else than keep two
+dictionaries equal to what the watches told. Lookups are plain dictionary reads, good for the
+append and read path: with the metadata store down they go on answering (field note 52). What they
+answer may be stale, by the time that a change takes to arrive or for as long as the store is away;
+the protocol above stands that.
+
+An answer to a `get` is returned and not kept. If it were, a deletion that the watch never told,
+because it never knew of the key, would leave it in the cache for ever.
+
+A damaged value is never taken for absence: the last good one stays, `damaged` names the key, and a
+`fetch_log` that finds nothing cached reads the store and raises `MetadataCorrupt`.
+
+`connected` comes from a probe, a small read once in a while, since a watch that is silent does
+not say whether the store is well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
+
+from metadata import registry
+from metadata.core import check_log_name
+from metadata.encoding import decode_log, decode_node
+from metadata.errors import MetadataCorrupt
+from metadata.records import CLUSTER_KEY, LOGS_PREFIX, NODES_PREFIX, LogRecord, NodeRecord
+from metadata.store import (
+    Changed,
+    Deleted,
+    Entry,
+    MetadataStore,
+    SnapshotComplete,
+    Version,
+)
+from sharedlog.clock import Clock
+from sharedlog.errors import SharedLogError
+from sharedlog.ids import NodeId
+
+log = logging.getLogger(__name__)
+
+PROBE_EVERY_S: Final = 2.0
+"""How often `connected` is asked anew."""
+PROBE_TIMEOUT_S: Final = 2.0
+"""A store that does not answer a small read in this time counts as away."""
+
+Record = TypeVar("Record", NodeRecord, LogRecord)
+
+
+class ClusterView:
+    """See the module's docstring. `run` must be running for anything to be known."""
+
+    def __init__(self, store: MetadataStore, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._nodes: dict[str, tuple[NodeRecord, Version]] = {}  # by key
+        self._logs: dict[str, tuple[LogRecord, Version]] = {}  # by key
+        self._damaged: dict[str, MetadataCorrupt] = {}
+        self._nodes_ready = asyncio.Event()
+        self._logs_ready = asyncio.Event()
+        self._change = asyncio.Event()  # set, and replaced by a new one, at each change
+        self._connected = False
+
+    # ------------------------------------------------------------------ lookups
+
+    @property
+    def connected(self) -> bool:
+        """The metadata store answered lately."""
+        return self._connected
+
+    @property
+    def ready(self) -> bool:
+        """Nodes and logs have been told completely at least once."""
+        return self._nodes_ready.is_set() and self._logs_ready.is_set()
+
+    @property
+    def damaged(self) -> Mapping[str, MetadataCorrupt]:
+        """Keys whose present value is damaged."""
+        return self._damaged
+
+    def node(self, node_id: NodeId) -> NodeRecord | None:
+        """A node as it last registered; maybe stale."""
+        found = self._nodes.get(NODES_PREFIX + node_id)
+        return None if found is None else found[0]
+
+    def nodes(self) -> list[NodeRecord]:
+        """All nodes that ever registered, in order of their ids; maybe stale."""
+        return [self._nodes[key][0] for key in sorted(self._nodes)]
+
+    def log(self, name: str) -> tuple[LogRecord, Version] | None:
+        """A log and the version of its chain, if known here; maybe stale."""
+        return self._logs.get(LOGS_PREFIX + name)
+
+    def logs(self) -> list[tuple[LogRecord, Version]]:
+        """All logs known here, in order of their names; maybe stale."""
+        return [self._logs[key] for key in sorted(self._logs)]
+
+    async def fetch_log(self, name: str) -> tuple[LogRecord, Version]:
+        """A log, maybe stale; one that is not known here is asked of the store.
+
+        Raises:
+            InvalidLogName, LogNotFound. MetadataUnavailable: not known here, and the store does
+            not answer. MetadataCorrupt.
+        """
+        found = self.log(name)
+        return await self.refresh_log(name) if found is None else found
+
+    async def refresh_log(self, name: str) -> tuple[LogRecord, Version]:
+        """A log as the store has it now, or newer. Raises what `fetch_log` raises."""
+        check_log_name(name)
+        fresh = await registry.fetch_log(self._store, name)
+        self._connected = True
+        known = self.log(name)
+        # The watch may have told more while the answer was on its way.
+        return known if known is not None and known[1] > fresh[1] else fresh
+
+    # ------------------------------------------------------------------ waiting
+
+    async def wait_ready(self) -> None:
+        """Wait until nodes and logs are known."""
+        await self._nodes_ready.wait()
+        await self._logs_ready.wait()
+
+    async def wait_changed(self) -> None:
+        """Wait for the next change of any node or log, or of `connected`."""
+        await self._change.wait()
+
+    async def wait_superseded(self, own: NodeRecord) -> NodeRecord:
+        """Wait until a newer process of the node `own` has registered; returns its record.
+
+        The older one must stop then (field note 27).
+        """
+        while True:
+            change = self._change
+            found = self.node(own.node_id)
+            if found is not None and found.generation > own.generation:
+                return found
+            await change.wait()
+
+    async def wait_log(
+        self, name: str, accept: Callable[[LogRecord], bool]
+    ) -> tuple[LogRecord, Version]:
+        """Wait until the log is known and `accept` says yes, e.g. that a segment has ended."""
+        while True:
+            change = self._change
+            found = self.log(name)
+            if found is not None and accept(found[0]):
+                return found
+            await change.wait()
+
+    # ------------------------------------------------------------------ keeping up
+
+    async def run(self) -> None:
+        """Keep the view current until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_nodes(), name="view-nodes")
+            group.create_task(self._follow_logs(), name="view-logs")
+            group.create_task(self._probe(), name="view-probe")
+
+    async def _follow_nodes(self) -> None:
+        await self._follow(NODES_PREFIX, decode_node, self._nodes, self._nodes_ready)
+
+    async def _follow_logs(self) -> None:
+        await self._follow(LOGS_PREFIX, decode_log, self._logs, self._logs_ready)
+
+    async def _follow(
+        self,
+        prefix: str,
+        decode: Callable[[Entry], Record],
+        known: dict[str, tuple[Record, Version]],
+        ready: asyncio.Event,
+    ) -> None:
+        # A watch ends only by the cancellation of this task, which is raised within it: it closes.
+        async for event in self._store.watch(prefix):
+            match event:
+                case Changed(entry):
+                    self._on_changed(entry, decode, known)
+                case Deleted(key, _):
+                    known.pop(key, None)
+                    self._damaged.pop(key, None)
+                case SnapshotComplete():
+                    ready.set()
+            self._announce()
+
+    def _announce(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
+
+    def _on_changed(
+        self,
+        entry: Entry,
+        decode: Callable[[Entry], Record],
+        known: dict[str, tuple[Record, Version]],
+    ) -> None:
+        try:
+            known[entry.key] = decode(entry), entry.version
+            self._damaged.pop(entry.key, None)
+        except MetadataCorrupt as error:
+            self._damaged[entry.key] = error
+            extra = {"key": entry.key, "error": str(error)}
+            log.error("metadata.value_damaged", extra=extra)  # noqa: TRY400 - no traceback needed
+
+    async def _probe(self) -> None:
+        while True:
+            was = self._connected
+            error = ""
+            try:
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
+                    await self._store.get(CLUSTER_KEY)
+                self._connected = True
+            except (SharedLogError, TimeoutError) as caught:
+                self._connected = False
+                error = str(caught) or "no answer in time"
+            if was != self._connected:
+                self._announce()
+            if was and not self._connected:
+                log.warning("metadata.lost", extra={"error": error})
+            elif self._connected and not was:
+                log.info("metadata.connected")
+            await self._clock.sleep(PROBE_EVERY_S)

@@ -1,0 +1,131 @@
+"""The metadata store's backends, as the contract suite takes them.
+
+A further backend is one more `BackendFactory` in `BACKENDS`: `make(directory)` is an async context
+manager that gives a `Backend`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from metadata.embedded import EmbeddedMetadataStore
+from metadata.remote import RemoteMetadataStore
+from metadata.service import MetadataService
+from metadata.store import MetadataStore
+from sharedlog.clock import SystemClock
+from sharedlog.rpc.grpc_client import GrpcTransport
+from sharedlog.rpc.grpc_server import GrpcServer
+
+
+class Backend(Protocol):
+    """A store that runs."""
+
+    async def open(self) -> MetadataStore:
+        """A handle on the store; a backend may return the same one each time."""
+        ...
+
+    async def stop(self) -> None:
+        """The store goes away, its data stays."""
+        ...
+
+    async def start(self) -> None:
+        """And comes back."""
+        ...
+
+
+@dataclass(frozen=True)
+class BackendFactory:
+    name: str
+    make: Callable[[Path], AbstractAsyncContextManager[Backend]]
+    handles_survive: bool
+    """A handle made before a restart works after it, and its watches go on."""
+
+
+class InProcess:
+    """The embedded store, used directly."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._store: EmbeddedMetadataStore | None = None
+
+    async def open(self) -> MetadataStore:
+        assert self._store is not None
+        return self._store
+
+    async def stop(self) -> None:
+        if self._store is not None:
+            await self._store.close()
+            self._store = None
+
+    async def start(self) -> None:
+        assert self._store is None
+        self._store = EmbeddedMetadataStore(self._directory, SystemClock())
+
+
+class Served:
+    """The embedded store behind real gRPC; each handle has a connection of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._store: EmbeddedMetadataStore | None = None
+        self._server = GrpcServer()
+        self._transports: list[GrpcTransport] = []
+        self._port = 0
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    async def open(self) -> MetadataStore:
+        transport = GrpcTransport()
+        self._transports.append(transport)
+        return RemoteMetadataStore(transport, self.address, SystemClock(), lambda: uuid.uuid4().hex)
+
+    async def stop(self) -> None:
+        if self._store is not None:
+            await self._store.close()
+            await self._server.stop(grace_s=1.0)
+            self._store = None
+
+    async def start(self) -> None:
+        assert self._store is None
+        self._store = EmbeddedMetadataStore(self._directory, SystemClock())
+        self._server = GrpcServer()
+        MetadataService(self._store).register(self._server)
+        self._port = await self._server.start(self.address)
+
+    async def close(self) -> None:
+        for transport in self._transports:
+            await transport.close()
+        await self.stop()
+
+
+@asynccontextmanager
+async def in_process(directory: Path) -> AsyncIterator[InProcess]:
+    backend = InProcess(directory)
+    await backend.start()
+    try:
+        yield backend
+    finally:
+        await backend.stop()
+
+
+@asynccontextmanager
+async def served(directory: Path) -> AsyncIterator[Served]:
+    backend = Served(directory)
+    await backend.start()
+    try:
+        yield backend
+    finally:
+        await backend.close()
+
+
+BACKENDS = (
+    BackendFactory("embedded", in_process, handles_survive=False),
+    BackendFactory("embedded-grpc", served, handles_survive=True),
+)
