@@ -1,0 +1,455 @@
+"""`LogStore` on LMDB: one environment, one thread that writes, a few that read.
+
+**Writing.** One `commit` is one synced transaction, whatever it holds. All writes run on one
+thread, since LMDB binds a write transaction to its thread, and since a sync must not stop the event
+loop. LMDB syncs the data before it writes the new root, so a crash leaves the last commit or the
+one before.
+
+**Reading** has threads of its own: a page that is not in memory costs a disk access inside a plain
+memory access, and nothing else may wait for that.
+
+**Size.** Without `writemap` LMDB's map is address space only; the file grows as pages are written.
+So the map is made as large as the store may ever be: its limit, or what the file system could hold
+(at least 1 TiB), and it never has to be resized, which LMDB allows only while no transaction runs.
+A file system that was enlarged counts from the next start. What is left of the limit and on the
+disk is looked up before each commit, and batches stop at the reserve, so that seals still go
+through.
+
+**Errors of a commit.** No room (`ENOSPC`, `EDQUOT`, a full map) leaves the last root in place and
+is `StoreReadOnly`. That holds if the sync reported it, too: the pages that were not synced belong
+to no root, and the next transaction writes and syncs them again. If LMDB failed while it wrote the
+root itself, it refuses every further transaction. All else is `StoreFailed`: after a failed sync
+nobody knows what is on the disk, and trying again would only hide it (Field note 23).
+
+**Restart** reads the records of loglets, and for each loglet the last key and the first bytes of
+its value; no data is scanned. A damaged record there is `StoreFailed`, and the process does not
+start.
+
+The lock file keeps a second process out; LMDB's own locks would let it in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import lmdb
+
+from loglet import keys
+from loglet.config import LogServerConfig
+from loglet.core import BATCH_OVERHEAD_BYTES
+from loglet.store import LogletState, PutBatch, PutLoglet, StoreSpace, Write
+from sharedlog.batch import PLACEMENT_BYTES, parse_placement
+from sharedlog.errors import (
+    CorruptBatch,
+    StoreFailed,
+    StoreReadOnly,
+    WrongCluster,
+    WrongStorage,
+)
+from sharedlog.ids import LogletId, NodeId, Offset, StorageId
+from sharedlog.limits import MIB
+
+log = logging.getLogger(__name__)
+
+_MAP_BYTES_MIN: Final = 1024 * 1024 * MIB
+_LOCK_FILE: Final = "store.lock"
+_DATA_FILE: Final = "data.mdb"
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+# How far `loglets` steps back over damaged batches to find a committed tail, which is only a hint.
+_HINT_STEPS_MAX: Final = 16
+
+
+class Usage(Protocol):
+    """The part of `os.statvfs_result` that is used."""
+
+    @property
+    def f_bavail(self) -> int:
+        """Blocks that are free for this user."""
+
+    @property
+    def f_blocks(self) -> int:
+        """All blocks."""
+
+    @property
+    def f_frsize(self) -> int:
+        """Bytes of a block."""
+
+
+StatVfs = Callable[[str], Usage]
+
+
+class LmdbLogStore:
+    """See the module's docstring. Made by `open`."""
+
+    def __init__(
+        self,
+        env: Any,
+        identity: keys.Identity,
+        config: LogServerConfig,
+        *,
+        directory: Path,
+        lock: int,
+        statvfs: StatVfs = os.statvfs,
+    ) -> None:
+        self.identity = identity
+        self._env = env
+        self._config = config
+        self._directory = str(directory)
+        self._lock = lock
+        self._statvfs = statvfs
+        self._page_bytes: int = env.stat()["psize"]
+        self._writer = _Writer(self._commit)
+        self._readers = ThreadPoolExecutor(config.read_threads, thread_name_prefix="store-read")
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        *,
+        node_id: NodeId,
+        cluster_id: str,
+        new_id: Callable[[], str],
+        config: LogServerConfig,
+        statvfs: StatVfs = os.statvfs,
+    ) -> LmdbLogStore:
+        """Open the store of a node, or create it with a new storage_id.
+
+        Raises:
+            WrongStorage: it belongs to another node. WrongCluster: to another cluster. StoreFailed:
+            another process uses it, its metadata is damaged, or the disk failed.
+        """
+        lock = -1
+        env = None
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = lock_store(directory)
+            env = _open_env(directory, config, statvfs)
+            identity = _read_identity(env)
+            if identity is None:
+                identity = keys.Identity(
+                    node_id=node_id, cluster_id=cluster_id, storage_id=StorageId(new_id())
+                )
+                _write_identity(env, identity, directory)
+            _check_identity(identity, directory, node_id, cluster_id)
+            store = cls(env, identity, config, directory=directory, lock=lock, statvfs=statvfs)
+            # From here on the store owns the lock and the environment.
+            lock, env = -1, None
+            return store
+        except (lmdb.Error, OSError) as error:
+            raise StoreFailed(f"can't open the store {directory}: {error}") from error
+        finally:
+            if env is not None:
+                env.close()
+            if lock >= 0:
+                os.close(lock)
+
+    @property
+    def storage_id(self) -> StorageId:
+        """See `LogStore.storage_id`."""
+        return self.identity.storage_id
+
+    def loglets(self) -> Sequence[LogletState]:
+        """See `LogStore.loglets`."""
+        try:
+            return read_loglets(self._env)
+        except lmdb.Error as error:
+            raise StoreFailed(f"reading the store failed: {error}") from error
+
+    async def commit(self, writes: Sequence[Write]) -> None:
+        """See `LogStore.commit`."""
+        await self._writer.run(writes)
+
+    async def read(
+        self, loglet: LogletId, start: Offset, end: Offset, *, max_bytes: int
+    ) -> list[tuple[Offset, bytes]]:
+        """See `LogStore.read`."""
+        loop = asyncio.get_running_loop()
+        found: list[tuple[Offset, bytes]] = await loop.run_in_executor(
+            self._readers, self._read, loglet, start, end, max_bytes
+        )
+        return found
+
+    def space(self) -> StoreSpace:
+        """See `LogStore.space`."""
+        used = (self._env.info()["last_pgno"] + 1) * self._page_bytes
+        disk = self._statvfs(self._directory)
+        free = disk.f_bavail * disk.f_frsize
+        if self._config.store_bytes_max:
+            free = min(free, self._config.store_bytes_max - used)
+        return StoreSpace(used, max(0, free - self._config.reserve_bytes))
+
+    async def close(self) -> None:
+        """See `LogStore.close`."""
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        self._writer.stop()
+        self._readers.shutdown()
+        self._env.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _commit(self, writes: Sequence[Write]) -> None:
+        """On the writer's thread."""
+        sizes = [len(it.placed) + BATCH_OVERHEAD_BYTES for it in writes if isinstance(it, PutBatch)]
+        if sizes and sum(sizes) > self.space().free_bytes:
+            raise StoreReadOnly("the store is full")
+        try:
+            with self._env.begin(write=True) as txn:
+                for write in writes:
+                    _put(txn, write)
+        except lmdb.MapFullError as error:
+            raise StoreReadOnly("the store has reached its limit") from error
+        except (lmdb.Error, OSError) as error:
+            if _error_number(error) in _NO_ROOM:
+                raise StoreReadOnly(f"the store's disk is full: {error}") from error
+            raise StoreFailed(f"writing the store failed: {error}") from error
+
+    def _read(
+        self, loglet: LogletId, start: Offset, end: Offset, max_bytes: int
+    ) -> list[tuple[Offset, bytes]]:
+        """On a reader's thread."""
+        found: list[tuple[Offset, bytes]] = []
+        size = 0
+        try:
+            with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
+                more = cursor.set_range(keys.batch_seek_key(loglet, start))
+                while more and cursor.key()[:1] == keys.BATCH_PREFIX:
+                    owner, first, _ = keys.decode_batch_key(bytes(cursor.key()))
+                    if owner != loglet or first >= end:
+                        break
+                    value = cursor.value()
+                    size += len(value)
+                    if found and size > max_bytes:
+                        break
+                    found.append((first, bytes(value)))
+                    more = cursor.next()
+        except lmdb.Error as error:
+            raise StoreFailed(f"reading the store failed: {error}") from error
+        return found
+
+
+class _Writer:
+    """One thread that runs one job at a time, and tells the event loop how it went.
+
+    A plain queue and a future cost half of what an executor does, once per commit.
+    """
+
+    def __init__(self, job: Callable[[Sequence[Write]], None]) -> None:
+        self._job = job
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="store-write", daemon=True)
+        self._thread.start()
+
+    async def run(self, writes: Sequence[Write]) -> None:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._jobs.put((loop, done, writes))
+        await done
+
+    def stop(self) -> None:
+        """Finish what was begun, and end."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            loop, done, writes = job
+            failure: BaseException | None = None
+            try:
+                self._job(writes)
+            except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
+                failure = error
+            # A loop that is closed by now has nobody left who waits.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_settle, done, failure)
+            del job, writes, done
+
+
+_Job = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]", Sequence[Write]]
+
+
+def _settle(done: asyncio.Future[None], failure: BaseException | None) -> None:
+    if done.done():
+        return
+    if failure is None:
+        done.set_result(None)
+    else:
+        done.set_exception(failure)
+
+
+def _put(txn: Any, write: Write) -> None:
+    if isinstance(write, PutLoglet):
+        key = keys.loglet_key(write.loglet)
+        txn.put(key, keys.encode_loglet(key, write))
+        return
+    key = keys.batch_key(write.loglet, write.first, write.end)
+    if not txn.put(key, write.placed, overwrite=False):
+        raise StoreFailed(f"loglet {write.loglet}: the batch at {write.first} is there already")
+
+
+def lock_store(directory: Path) -> int:
+    """Take the store's lock; returns the descriptor that holds it.
+
+    Raises:
+        StoreFailed: another process has it. OSError: the file can't be made.
+    """
+    lock = os.open(directory / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise StoreFailed(f"the store {directory} is in use by another process") from error
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def open_env_read_only(directory: Path) -> Any:
+    """The environment of a store that nobody writes: hold the lock.
+
+    Raises:
+        StoreFailed: there is no store, or it can't be opened.
+    """
+    if not (directory / _DATA_FILE).is_file():
+        raise StoreFailed(f"there is no store in {directory}")
+    map_bytes = max(_MAP_BYTES_MIN, (directory / _DATA_FILE).stat().st_size)
+    try:
+        return lmdb.open(
+            str(directory), map_size=map_bytes, readonly=True, lock=False, lib_version=0
+        )
+    except lmdb.Error as error:
+        raise StoreFailed(f"can't open the store {directory}: {error}") from error
+
+
+def _open_env(directory: Path, config: LogServerConfig, statvfs: StatVfs) -> Any:
+    """LMDB 0.9, said explicitly: 1.0 has other files, and the choice is for ever."""
+    disk = statvfs(str(directory))
+    map_bytes = config.store_bytes_max or max(_MAP_BYTES_MIN, disk.f_blocks * disk.f_frsize)
+    with contextlib.suppress(FileNotFoundError):
+        # A limit that was lowered makes the store read-only; it does not make it unreadable.
+        map_bytes = max(map_bytes, (directory / _DATA_FILE).stat().st_size)
+    return lmdb.open(
+        str(directory),
+        map_size=-(-map_bytes // MIB) * MIB,
+        max_spare_txns=config.read_threads,
+        lib_version=0,
+    )
+
+
+def _read_identity(env: Any) -> keys.Identity | None:
+    """The identity record; None in a store that was just made.
+
+    Raises:
+        StoreFailed: damaged, or missing from a store that has something in it.
+    """
+    with env.begin() as txn:
+        value = txn.get(keys.IDENTITY_KEY)
+        if value is not None:
+            return keys.decode_identity(value)
+        if txn.stat()["entries"]:
+            raise StoreFailed("the store has no identity record")
+    return None
+
+
+def _write_identity(env: Any, identity: keys.Identity, directory: Path) -> None:
+    """Write it, and make the directory's own entries durable, which LMDB does not."""
+    with env.begin(write=True) as txn:
+        txn.put(keys.IDENTITY_KEY, keys.encode_identity(identity))
+    for path in (directory, directory.parent):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    log.info("store.created", extra={"storage_id": identity.storage_id})
+
+
+def _check_identity(
+    identity: keys.Identity, directory: Path, node_id: NodeId, cluster_id: str
+) -> None:
+    if identity.cluster_id != cluster_id:
+        raise WrongCluster(
+            f"the store {directory} belongs to cluster {identity.cluster_id}, not {cluster_id}"
+        )
+    if identity.node_id != node_id:
+        raise WrongStorage(
+            f"the store {directory} belongs to node {identity.node_id}, not {node_id}"
+        )
+
+
+def read_identity(env: Any) -> keys.Identity:
+    """The identity of an existing store. Raises `StoreFailed` if it is missing or damaged."""
+    identity = _read_identity(env)
+    if identity is None:
+        raise StoreFailed("the store is empty")
+    return identity
+
+
+def read_loglets(env: Any) -> list[LogletState]:
+    """Every loglet, with its tails from the last batch's key and placement.
+
+    Raises:
+        StoreFailed: a record is damaged.
+    """
+    with env.begin(buffers=True) as txn, txn.cursor() as cursor:
+        records: list[PutLoglet] = []
+        more = cursor.set_range(keys.LOGLET_PREFIX)
+        while more and cursor.key()[:1] == keys.LOGLET_PREFIX:
+            records.append(keys.decode_loglet(bytes(cursor.key()), bytes(cursor.value())))
+            more = cursor.next()
+        return [_state(cursor, record) for record in records]
+
+
+def _state(cursor: Any, record: PutLoglet) -> LogletState:
+    loglet = record.loglet
+    local_tail = record.local_start
+    committed_tail = record.local_start
+    last = keys.batch_last_key(loglet)
+    more = cursor.prev() if cursor.set_range(last) else cursor.last()
+    for step in range(_HINT_STEPS_MAX):
+        if not more or cursor.key()[:1] != keys.BATCH_PREFIX:
+            break
+        owner, first, end = keys.decode_batch_key(bytes(cursor.key()))
+        if owner != loglet:
+            break
+        if step == 0:
+            local_tail = max(local_tail, end)
+        try:
+            placement = parse_placement(bytes(cursor.value()[: PLACEMENT_BYTES + 64]))
+        except CorruptBatch:
+            log.error("batch.damaged", extra={"loglet": str(loglet), "first": first})  # noqa: TRY400
+            more = cursor.prev()
+            continue
+        if (placement.loglet, placement.first, placement.end) != (loglet, first, end):
+            raise StoreFailed(f"loglet {loglet}: the key at {first} is not that of its batch")
+        committed_tail = max(committed_tail, placement.committed_tail)
+        break
+    return LogletState(
+        loglet,
+        record.base,
+        record.opened_by,
+        record.sealed,
+        record.local_start,
+        local_tail,
+        committed_tail,
+    )
+
+
+def _error_number(error: BaseException) -> int | None:
+    """What the operating system said, from an `OSError` or from LMDB's."""
+    number = getattr(error, "errno", None) or getattr(error, "code", None)
+    return number if isinstance(number, int) else None

@@ -1,0 +1,106 @@
+"""What travels on the replication stream, as plain objects.
+
+The sequencer builds one `StoreRequest` per log server and moment, of whatever waits; the log server
+answers with `StoreResponse`s. Between processes `loglet/wire.py` turns them into the protobuf
+messages of `proto/sharedlog/v1/log_server.proto`; within a process they are passed as they are.
+Nothing here is changed after it was sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sharedlog.errors import SharedLogError
+from sharedlog.ids import LogletId, Offset, SequencerId, StorageId
+
+
+@dataclass(slots=True)
+class OpenLoglet:
+    """Open a loglet for the sequencer of the message; `base` is the segment's first offset."""
+
+    loglet: LogletId
+    base: Offset
+
+
+@dataclass(slots=True)
+class CommittedTail:
+    """Every offset of the loglet below `tail` is committed."""
+
+    loglet: LogletId
+    tail: Offset
+
+
+@dataclass(slots=True)
+class ConfirmUnsealed:
+    """Is the loglet still not sealed? `round_id` is returned in the answer."""
+
+    loglet: LogletId
+    round_id: int
+
+
+@dataclass(slots=True)
+class StoreRequest:
+    """Applied as opens, committed, batches, confirms. Batches of a loglet are in order."""
+
+    storage_id: StorageId
+    sequencer: SequencerId
+    opens: list[OpenLoglet] = field(default_factory=list)
+    batches: list[bytes] = field(default_factory=list)  # placed batches
+    committed: list[CommittedTail] = field(default_factory=list)
+    confirms: list[ConfirmUnsealed] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Stored:
+    """[first, end) of the loglet is held and fsynced.
+
+    Also the answer to an open: first == end == base.
+    """
+
+    loglet: LogletId
+    first: Offset
+    end: Offset
+
+
+@dataclass(slots=True)
+class StoreRefused:
+    """The store at `first` (for an open: the base) was refused, and so is what follows it."""
+
+    loglet: LogletId
+    first: Offset
+    error: SharedLogError
+
+
+@dataclass(slots=True)
+class Confirmed:
+    """Answer to `ConfirmUnsealed`."""
+
+    loglet: LogletId
+    round_id: int
+    sealed: bool
+
+
+@dataclass(slots=True)
+class StoreResponse:
+    """Facts that became durable, refusals and confirmations, coalesced."""
+
+    stored: list[Stored] = field(default_factory=list)
+    refused: list[StoreRefused] = field(default_factory=list)
+    confirmed: list[Confirmed] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class SealRequest:
+    """Seal the loglet; with `base`, the segment's first offset, an unknown one can be made."""
+
+    storage_id: StorageId
+    loglet: LogletId
+    base: Offset
+
+
+@dataclass(slots=True)
+class SealResponse:
+    """What the server held and knew once the seal was durable; both exclusive."""
+
+    local_tail: Offset
+    committed_tail: Offset

@@ -1,0 +1,451 @@
+"""The log server's tasks and streams around `LogServerCore`.
+
+One task owns the store. It takes everything that queued while the last commit ran, lets the core
+decide it, commits, and releases the answers: group commit over all loglets, and no waiting when
+idle. The queue is bounded in bytes; beyond the bound no replication stream is read, and flow
+control holds the sequencers.
+
+A replication stream has two tasks: its handler receives into the queue, and one sends what became
+ready. Between them a message costs the event loop three switches: received, committed, sent.
+
+Readers are woken before the commit: what is below the committed tail is committed on a write
+quorum, whatever this disk does next, and the batches are in the tail cache (`cache.py`,
+`reads.py`).
+
+**When the disk fails**, or a sequencer gave one offset to two batches, `run` raises and the process
+must stop: nothing was answered of what was not known to be durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loglet.answers import Answers
+from loglet.cache import TailCache
+from loglet.config import LogServerConfig
+from loglet.core import Answer, Decision, Held, HeldBatch, LogServerCore, LookUp, Plan, Request
+from loglet.messages import SealRequest, SealResponse, StoreRequest, StoreResponse
+from loglet.metrics import LogServerMetrics
+from loglet.reads import ReadService, Watchers
+from loglet.store import LogletState, LogStore, PutBatch, PutLoglet, StoreSpace
+from loglet.wire import SEAL, STORE, loglet_from_proto, loglets_answer
+from sharedlog.batch import PLACEMENT_BYTES, check_placed, parse_placement
+from sharedlog.clock import Clock
+from sharedlog.errors import (
+    CorruptBatch,
+    Overloaded,
+    SharedLogError,
+    StoreFailed,
+    StoreReadOnly,
+    Unreachable,
+)
+from sharedlog.ids import LogletId, NodeId, Offset, StorageId
+from sharedlog.limits import MIB
+from sharedlog.rpc.methods import LIST_LOGLETS, RAISE_COMMITTED_TAIL, READ_LOGLET
+from sharedlog.rpc.transport import Server, ServerStream
+from sharedlog.tasks import first_error
+from sharedlog.v1.log_server_pb2 import (
+    ListLogletsRequest,
+    ListLogletsResponse,
+    RaiseCommittedTailRequest,
+    RaiseCommittedTailResponse,
+)
+
+log = logging.getLogger(__name__)
+
+# What a request without batches counts for in the queue, and each of its entries.
+_REQUEST_BYTES = 256
+_LOOK_UP_BYTES_MAX = 4 * MIB
+
+StoreStream = ServerStream[StoreResponse, StoreRequest]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogServerStatus:
+    """What an operator wants to know at a glance."""
+
+    node_id: NodeId
+    storage_id: StorageId
+    loglets: int
+    sealed: int
+    queue_bytes: int
+    open_reads: int
+    space: StoreSpace
+    read_only: bool  # batches are refused for want of room; seals are not
+
+
+@dataclass(slots=True)
+class _Queued:
+    """A request that waits for the writer, and where its answer goes."""
+
+    request: Request
+    size: int
+    to: Answers | asyncio.Future[SealResponse]
+
+
+class LogServer:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        *,
+        node_id: NodeId,
+        store: LogStore,
+        clock: Clock,
+        config: LogServerConfig,
+        metrics: LogServerMetrics,
+    ) -> None:
+        self._node_id = node_id
+        self._store = store
+        self._clock = clock
+        self._config = config
+        self._metrics = metrics
+        self._core = LogServerCore(store.storage_id, store.loglets())
+        self._cache = TailCache(config.tail_cache_bytes)
+        self._watchers = Watchers()
+        self._reads = ReadService(
+            core=self._core,
+            store=store,
+            cache=self._cache,
+            watchers=self._watchers,
+            config=config,
+            metrics=metrics,
+        )
+        self._queue: deque[_Queued] = deque()
+        self._queue_bytes = 0
+        self._pending_seals = 0
+        self._streams: set[Answers] = set()
+        self._work = asyncio.Event()
+        self._room = asyncio.Event()  # set while the queue is within its bound
+        self._room.set()
+        # Set while a commit runs; its result is why it failed, or None.
+        self._committing: asyncio.Future[BaseException | None] | None = None
+        self._stopped: SharedLogError | None = None
+        self._stopping = False
+        metrics.loglets.set(len(list(self._core.loglets())))
+
+    @property
+    def storage_id(self) -> StorageId:
+        """Identity of the store."""
+        return self._core.storage_id
+
+    def register(self, server: Server) -> None:
+        """Add the methods of LogServerService."""
+        server.add_stream(STORE, self._serve_stores)
+        server.add_stream(READ_LOGLET, self._reads.serve)
+        server.add_call(SEAL, self._serve_seal)
+        server.add_call(LIST_LOGLETS, self._list_loglets)
+        server.add_call(RAISE_COMMITTED_TAIL, self._raise_committed_tail)
+
+    def status(self) -> LogServerStatus:
+        """How things stand now."""
+        states = list(self._core.loglets())
+        space = self._store.space()
+        return LogServerStatus(
+            node_id=self._node_id,
+            storage_id=self.storage_id,
+            loglets=len(states),
+            sealed=sum(state.sealed for state in states),
+            queue_bytes=self._queue_bytes,
+            open_reads=self._reads.open_reads,
+            space=space,
+            read_only=space.free_bytes == 0,
+        )
+
+    async def run(self) -> None:
+        """Own the store and write, until cancelled.
+
+        Raises:
+            StoreFailed: the disk failed, or an offset was given to two batches. The process must
+            stop.
+
+        **Cancellation:** the running commit is finished and its answers are released first; what is
+        still queued is not written, and its streams and calls end as `Unreachable`.
+        """
+        writer = asyncio.create_task(self._write_groups(), name="log-server-writer")
+        reason: SharedLogError = Unreachable(f"log server {self._node_id} stops")
+        try:
+            await asyncio.shield(writer)
+        except asyncio.CancelledError:
+            self._stopping = True
+            self._work.set()
+            await writer
+            raise
+        except StoreFailed as error:
+            log.critical("store.failed", extra={"reason": str(error)})
+            reason = error
+            raise
+        finally:
+            self._stop(reason)
+
+    def _stop(self, reason: SharedLogError) -> None:
+        self._stopped = reason
+        for queued in self._queue:
+            _release(queued, reason)
+        self._queue.clear()
+        for answers in self._streams:
+            answers.fail(reason)
+
+    # Streams and calls.
+
+    async def _serve_stores(self, stream: StoreStream) -> None:
+        """Handler of Store. **Cancellation:** ends the stream; what was queued is written."""
+        if self._stopped is not None:
+            raise self._stopped
+        answers = Answers()
+        self._streams.add(answers)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(_send_answers(answers, stream), name="log-server-answers")
+                await self._receive_stores(answers, stream)
+        except ExceptionGroup as group:
+            raise first_error(group) from group
+        finally:
+            self._streams.discard(answers)
+
+    async def _receive_stores(self, answers: Answers, stream: StoreStream) -> None:
+        while (request := await stream.receive()) is not None:
+            entries = len(request.opens) + len(request.committed) + len(request.confirms)
+            size = sum(map(len, request.batches)) + _REQUEST_BYTES * (1 + entries)
+            answers.outstanding += 1
+            self._put(_Queued(request, size, answers))
+            if not self._room.is_set():
+                await self._room.wait()
+            await answers.wait_for_room()
+        answers.end()
+
+    async def _serve_seal(self, request: SealRequest) -> SealResponse:
+        """Handler of Seal. **Cancellation:** stops the wait; the seal may be written."""
+        if self._stopped is not None:
+            raise self._stopped
+        if self._pending_seals >= self._config.pending_seals_max:
+            raise Overloaded(
+                f"{self._pending_seals} seals wait at log server {self._node_id}",
+                retry_after_s=self._config.overloaded_retry_s,
+            )
+        done: asyncio.Future[SealResponse] = asyncio.get_running_loop().create_future()
+        self._pending_seals += 1
+        try:
+            self._put(_Queued(request, _REQUEST_BYTES, done))
+            return await done
+        finally:
+            self._pending_seals -= 1
+
+    async def _list_loglets(self, request: ListLogletsRequest) -> ListLogletsResponse:
+        """Handler of ListLoglets: what is on disk when it answers.
+
+        The core is ahead of the disk while a commit runs, but who counts answers to find what is
+        committed must count nothing that a crash could take back.
+        """
+        self._core.check_storage(StorageId(request.storage_id))
+        while True:
+            answer = loglets_answer(self._asked_loglets(request))
+            running = self._committing
+            if running is None:
+                return answer
+            failure = await asyncio.shield(running)
+            if failure is None:
+                return answer
+            if not isinstance(failure, StoreReadOnly):
+                raise StoreFailed("the log server failed")
+
+    def _asked_loglets(self, request: ListLogletsRequest) -> list[LogletState]:
+        if not request.loglets:
+            return list(self._core.loglets())
+        found = (self._core.loglet(loglet_from_proto(asked)) for asked in request.loglets)
+        return [state for state in found if state is not None]
+
+    async def _raise_committed_tail(
+        self, request: RaiseCommittedTailRequest
+    ) -> RaiseCommittedTailResponse:
+        """Handler of RaiseCommittedTail: readers that wait for the tail to rise go on."""
+        self._core.check_storage(StorageId(request.storage_id))
+        told = [(loglet_from_proto(it.loglet), Offset(it.tail)) for it in request.committed]
+        raised = [loglet for loglet, tail in told if self._core.raise_committed_tail(loglet, tail)]
+        self._watchers.wake(raised)
+        return RaiseCommittedTailResponse()
+
+    # The writer.
+
+    def _put(self, queued: _Queued) -> None:
+        if self._stopped is not None:
+            _release(queued, self._stopped)
+            return
+        self._queue.append(queued)
+        self._queue_bytes += queued.size
+        if self._queue_bytes >= self._config.queue_bytes_max:
+            self._room.clear()
+        self._work.set()
+
+    async def _write_groups(self) -> None:
+        while not self._stopping:
+            if not self._queue:
+                self._work.clear()
+                await self._work.wait()
+                continue
+            group = self._take()
+            self._metrics.queue_bytes.set(self._queue_bytes)
+            try:
+                answers = await self._write(group)
+            except BaseException as error:
+                reason = error if isinstance(error, SharedLogError) else None
+                for queued in group:
+                    _release(queued, reason or StoreFailed("the log server failed"))
+                raise
+            for queued, answer in zip(group, answers, strict=True):
+                _release(queued, answer)
+
+    def _take(self) -> list[_Queued]:
+        """All that waits, as far as one commit takes it."""
+        queue = self._queue
+        group = [queue.popleft()]
+        size = group[0].size
+        while queue and size + queue[0].size <= self._config.commit_bytes_max:
+            size += queue[0].size
+            group.append(queue.popleft())
+        self._queue_bytes -= size
+        if self._queue_bytes < self._config.queue_bytes_max:
+            self._room.set()
+        return group
+
+    async def _write(self, group: Sequence[_Queued]) -> Sequence[Answer]:
+        """Decide a group and make it durable; the answers may leave once this returns."""
+        plan = self._core.plan([queued.request for queued in group])
+        held = await self._look_up(plan.look_ups) if plan.look_ups else {}
+        space = self._store.space()
+        self._metrics.used_bytes.set(space.used_bytes)
+        self._metrics.free_bytes.set(space.free_bytes)
+        decision = self._core.decide(plan, held, room_bytes=space.free_bytes)
+        for write in decision.writes:
+            if isinstance(write, PutBatch):
+                self._cache.add(write)
+        self._watchers.wake(decision.advanced)
+        if not decision.writes:
+            return self._count_refusals(decision.answers)
+        try:
+            await self._commit(decision)
+        except StoreReadOnly as error:
+            log.warning("store.full", extra={"reason": str(error)})
+            return self._count_refusals(await self._write_records(plan, held))
+        self._cache.landed()
+        return self._count_refusals(decision.answers)
+
+    async def _write_records(self, plan: Plan, held: Held) -> Sequence[Answer]:
+        """Nothing was written for want of room: the same group again, without its batches."""
+        self._cache.clear()
+        self._core.reload(self._store.loglets())
+        decision = self._core.decide(plan, held, room_bytes=0)
+        if not decision.writes:
+            return decision.answers
+        try:
+            await self._commit(decision)
+        except StoreReadOnly as error:
+            self._core.reload(self._store.loglets())
+            return self._core.refuse(plan, error)
+        return decision.answers
+
+    async def _commit(self, decision: Decision) -> None:
+        begun_s = self._clock.monotonic_s()
+        done: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+        self._committing = done
+        failure: BaseException | None = None
+        try:
+            await self._store.commit(decision.writes)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            self._committing = None
+            done.set_result(failure)
+        metrics = self._metrics
+        metrics.commit_seconds.observe(self._clock.monotonic_s() - begun_s)
+        sizes = [len(it.placed) for it in decision.writes if isinstance(it, PutBatch)]
+        metrics.commit_batches.observe(len(sizes))
+        metrics.stored_batches.inc(len(sizes))
+        metrics.stored_bytes.inc(sum(sizes))
+        if len(sizes) < len(decision.writes):
+            self._report_records(decision)
+
+    def _report_records(self, decision: Decision) -> None:
+        self._metrics.loglets.set(len(list(self._core.loglets())))
+        for write in decision.writes:
+            if isinstance(write, PutLoglet):
+                event = "loglet.sealed" if write.sealed else "loglet.opened"
+                fields = {"loglet": str(write.loglet), "opened_by": str(write.opened_by)}
+                log.info(event, extra=fields)
+
+    async def _look_up(self, look_ups: Sequence[LookUp]) -> Held:
+        """Read the held batches that some of a group may repeat. Rare: a stream was made anew."""
+        held: dict[LogletId, dict[int, HeldBatch]] = {}
+        for look_up in look_ups:
+            found = held.setdefault(look_up.loglet, {})
+            start = look_up.start
+            while start < look_up.end:
+                batches = await self._store.read(
+                    look_up.loglet, start, look_up.end, max_bytes=_LOOK_UP_BYTES_MAX
+                )
+                following = look_up.end
+                for (first, placed), after in zip(
+                    batches, [*(it for it, _ in batches[1:]), look_up.end], strict=True
+                ):
+                    found[first] = batch = _held(first, placed, after)
+                    following = batch.end
+                if not batches:
+                    break
+                start = following
+        return {loglet: list(found.values()) for loglet, found in held.items()}
+
+    def _count_refusals(self, answers: Sequence[Answer]) -> Sequence[Answer]:
+        for answer in answers:
+            if isinstance(answer, StoreResponse) and answer.refused:
+                for refused in answer.refused:
+                    self._metrics.refused.labels(type(refused.error).__name__).inc()
+            elif isinstance(answer, SharedLogError):
+                self._metrics.refused.labels(type(answer).__name__).inc()
+        return answers
+
+
+async def _send_answers(answers: Answers, stream: StoreStream) -> None:
+    while (response := await answers.take()) is not None:
+        await stream.send(response)
+
+
+def _held(first: int, placed: bytes, after: int) -> HeldBatch:
+    """A batch on disk as the core compares it; `after` bounds one whose placement is damaged."""
+    try:
+        placement = check_placed(placed)
+    except CorruptBatch:
+        try:
+            end = parse_placement(placed).end
+        except CorruptBatch:
+            end = Offset(after)
+        return HeldBatch(Offset(first), end, None)
+    return HeldBatch(Offset(first), placement.end, placed[:PLACEMENT_BYTES])
+
+
+def _release(queued: _Queued, answer: Answer) -> None:
+    """Let an answer out. Nobody may be waiting any more."""
+    to = queued.to
+    if isinstance(to, Answers):
+        assert not isinstance(answer, SealResponse)
+        if isinstance(answer, SharedLogError) or _says_something(queued.request, answer):
+            to.put(answer)
+        else:
+            to.outstanding -= 1
+    elif not to.done():
+        if isinstance(answer, SealResponse):
+            to.set_result(answer)
+        else:
+            assert isinstance(answer, SharedLogError)
+            to.set_exception(answer)
+
+
+def _says_something(request: Request, response: StoreResponse) -> bool:
+    """A request that only told a committed tail needs no answer; an empty one is a greeting."""
+    if response.stored or response.refused or response.confirmed:
+        return True
+    return isinstance(request, StoreRequest) and not request.committed
