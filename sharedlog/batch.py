@@ -314,7 +314,16 @@ def decode_placed(placed: bytes) -> list[Record]:
     Raises:
         CorruptBatch: a checksum does not match, or the payload is malformed.
     """
-    placement = check_placed(placed)
+    return decode_checked(placed, check_placed(placed))
+
+
+def decode_checked(placed: bytes, placement: Placement) -> list[Record]:
+    """All records of a placed batch that `check_placed` has passed, in order.
+
+    Raises:
+        CorruptBatch: the payload is malformed although its checksum matches: a faulty writer made
+        it.
+    """
     header = parse_batch_header(placed, PLACEMENT_BYTES)
     values, keys, headers = decode_payload(header, placed, PLACEMENT_BYTES)
     offsets = range(placement.first, placement.end)

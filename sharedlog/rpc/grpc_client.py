@@ -155,12 +155,19 @@ _STATUS_ERRORS: dict[grpc.StatusCode, type[SharedLogError]] = {
 }
 
 
+# grpc.aio's own words for a write that failed because the stream had ended. They take the place of the
+# status that the peer sent, if it sent one (https://github.com/grpc/grpc/issues/36066, still open).
+_WRITE_FAILED = "Internal error from Core"
+
+
 def _typed_error(address: str, error: grpc.aio.AioRpcError) -> SharedLogError:
     for key, value in error.trailing_metadata() or ():
         if key == ERROR_METADATA_KEY and isinstance(value, bytes):
             return error_from_proto(decode(value, types_pb2.Error.FromString, ERROR_METADATA_KEY))
     if error.code() is grpc.StatusCode.OK:
         return Unreachable(f"{address} has ended the stream")
+    if error.code() is grpc.StatusCode.INTERNAL and error.details() == _WRITE_FAILED:
+        return Unreachable(f"the stream to {address} broke while it was written to")
     kind = _STATUS_ERRORS.get(error.code(), ProtocolError)
     if kind is ProtocolError:
         return ProtocolError(f"{address} answered {error.code().name}: {error.details()}")

@@ -109,7 +109,7 @@ class GrpcServerStream(Generic[Resp, Req]):
         """See `Stream.send`."""
         try:
             await self._context.write(self._method.encode_response(message))
-        except (grpc.aio.UsageError, grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+        except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
             raise Unreachable("the client went away") from error
 
     async def receive(self) -> Req | None:

@@ -44,7 +44,9 @@ class GetNodesResponse(_message.Message):
     cluster_id: _builtins.str
     """Same for all nodes of a cluster."""
     @_builtins.property
-    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.NodeAddress]: ...
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.NodeAddress]:
+        """Every node that ever registered, in order of their ids."""
+
     def __init__(
         self,
         *,
@@ -88,17 +90,25 @@ class GetStatusResponse(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     LOGS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    LOG_COUNT_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
+    """As in GetNodesResponse."""
     metadata: _builtins.str
     """Where the metadata is kept, e.g. "embedded://127.0.0.1:4099 (a single point of failure)"."""
+    log_count: _builtins.int
+    """Logs in the cluster, whether listed in `logs` or not."""
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]:
         """One line each, worst first. Empty: all is well."""
 
     @_builtins.property
-    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeStatus]: ...
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeStatus]:
+        """In order of their ids; only the answering one if `local_only`."""
+
     @_builtins.property
-    def logs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogStatus]: ...
+    def logs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogStatus]:
+        """At most 1,000 logs, those with problems first."""
+
     def __init__(
         self,
         *,
@@ -107,10 +117,11 @@ class GetStatusResponse(_message.Message):
         nodes: _abc.Iterable[Global___NodeStatus] | None = ...,
         logs: _abc.Iterable[Global___LogStatus] | None = ...,
         metadata: _builtins.str = ...,
+        log_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "logs", b"logs", "metadata", b"metadata", "nodes", b"nodes", "problems", b"problems"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "log_count", b"log_count", "logs", b"logs", "metadata", b"metadata", "nodes", b"nodes", "problems", b"problems"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -143,9 +154,11 @@ class Problem(_message.Message):
     SUBJECT_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     severity: Global___Problem.Severity.ValueType
+    """How bad it is."""
     subject: _builtins.str
     """What it is about, e.g. "log orders", "node n2"."""
     message: _builtins.str
+    """One line for a person: what is wrong, and what to do if that is known."""
     def __init__(
         self,
         *,
@@ -183,22 +196,33 @@ class NodeStatus(_message.Message):
     LOGLETS_FIELD_NUMBER: _builtins.int
     SEQUENCED_LOGS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
+    """Unique in the cluster, e.g. "n1"."""
     address: _builtins.str
+    """host:port of its gRPC server."""
     http_address: _builtins.str
     """host:port of metrics and health checks; empty if off."""
     generation: _builtins.int
+    """Counts the node's process starts, from 1."""
     storage_id: _builtins.str
+    """Identity of its log server's store, 32 hex digits; empty without the role."""
     location: _builtins.str
+    """As configured, e.g. "eu-1.zone-a"; may be empty."""
     alive: _builtins.bool
+    """It answered the question for its status, in the life that it last registered."""
     error: _builtins.str
     """Why a node is not alive, or empty."""
     read_only: _builtins.bool
     """The log server refuses stores: disk full or nearly so."""
     disk_free_bytes: _builtins.int
+    """That batches may still take: of the disk or of the configured limit, less the reserve."""
     store_bytes: _builtins.int
+    """In use by the log server's store."""
     rss_anon_bytes: _builtins.int
+    """Of the process: memory that no file backs, so without the store's pages."""
     uptime_s: _builtins.float
+    """Seconds since the process started."""
     version: _builtins.str
+    """Of sharedlog."""
     loglets: _builtins.int
     """Loglets in the store."""
     sequenced_logs: _builtins.int
@@ -250,9 +274,13 @@ class LogStatus(_message.Message):
     REPLICAS_ALIVE_FIELD_NUMBER: _builtins.int
     UNDER_REPLICATED_ON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """The log's name."""
     log_id: _builtins.int
+    """Unique for ever, over all logs that ever lived in the cluster."""
     replicas: _builtins.int
+    """Copies of each batch that are wanted."""
     write_quorum: _builtins.int
+    """Copies that commit a batch."""
     accepts_appends: _builtins.bool
     """The process that the chain names is up and in that life."""
     known_tail: _builtins.int
@@ -260,7 +288,9 @@ class LogStatus(_message.Message):
     replicas_alive: _builtins.int
     """Replicas whose node answers with the right store."""
     @_builtins.property
-    def sequencer(self) -> _types_pb2.SequencerId: ...
+    def sequencer(self) -> _types_pb2.SequencerId:
+        """Of the open segment: who orders the log."""
+
     @_builtins.property
     def under_replicated_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Replicas that lag or have a hole below the known tail."""

@@ -57,7 +57,9 @@ class CreateLogResponse(_message.Message):
 
     LOG_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def log(self) -> _types_pb2.LogDescription: ...
+    def log(self) -> _types_pb2.LogDescription:
+        """The log as it is now, also if an earlier try made it."""
+
     def __init__(
         self,
         *,
@@ -77,6 +79,7 @@ class DescribeLogRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """The log's name."""
     def __init__(
         self,
         *,
@@ -96,7 +99,9 @@ class DescribeLogResponse(_message.Message):
 
     LOG_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def log(self) -> _types_pb2.LogDescription: ...
+    def log(self) -> _types_pb2.LogDescription:
+        """As the asked node knows it; may be behind."""
+
     def __init__(
         self,
         *,
@@ -171,6 +176,7 @@ class AppendRequest(_message.Message):
     LOG_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
     log: _builtins.str
+    """The log's name."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Record]:
         """At least one."""
@@ -252,6 +258,7 @@ class AppendSessionOpen(_message.Message):
     LOG_FIELD_NUMBER: _builtins.int
     DIRECT_ONLY_FIELD_NUMBER: _builtins.int
     log: _builtins.str
+    """The log's name."""
     direct_only: _builtins.bool
     """A node that is not the log's sequencer answers NotSequencer rather than forward the session."""
     def __init__(
@@ -368,6 +375,7 @@ class ReadRequest(_message.Message):
     FOLLOW_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     log: _builtins.str
+    """The log's name."""
     start: _builtins.int
     """First offset, inclusive."""
     end: _builtins.int
@@ -430,8 +438,11 @@ class ReadRecordsResponse(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     COMMITTED_TAIL_FIELD_NUMBER: _builtins.int
     committed_tail: _builtins.int
+    """As in ReadResponse; a message without records is a heartbeat."""
     @_builtins.property
-    def records(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Record]: ...
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Record]:
+        """In order, without gaps, clipped to the request; each with its offset."""
+
     def __init__(
         self,
         *,
@@ -453,6 +464,7 @@ class FindTailRequest(_message.Message):
     LOG_FIELD_NUMBER: _builtins.int
     DIRECT_ONLY_FIELD_NUMBER: _builtins.int
     log: _builtins.str
+    """The log's name."""
     direct_only: _builtins.bool
     """A node that is not the log's sequencer answers NotSequencer rather than forward the call. Set by a node
     that forwards, so that two nodes with an old view of the chain never send a call round in circles.
@@ -497,6 +509,7 @@ class GetKnownTailRequest(_message.Message):
 
     LOG_FIELD_NUMBER: _builtins.int
     log: _builtins.str
+    """The log's name."""
     def __init__(
         self,
         *,

@@ -81,7 +81,9 @@ class OpenLoglet(_message.Message):
     base: _builtins.int
     """First offset of the segment, inclusive."""
     @_builtins.property
-    def loglet(self) -> _types_pb2.LogletId: ...
+    def loglet(self) -> _types_pb2.LogletId:
+        """Never opened before, or opened by the same sequencer."""
+
     def __init__(
         self,
         *,
@@ -105,7 +107,9 @@ class CommittedTail(_message.Message):
     tail: _builtins.int
     """Every offset below it is committed, exclusive."""
     @_builtins.property
-    def loglet(self) -> _types_pb2.LogletId: ...
+    def loglet(self) -> _types_pb2.LogletId:
+        """Opened by the same sequencer."""
+
     def __init__(
         self,
         *,
@@ -129,7 +133,9 @@ class ConfirmUnsealed(_message.Message):
     round: _builtins.int
     """Chosen by the sequencer, returned in the answer."""
     @_builtins.property
-    def loglet(self) -> _types_pb2.LogletId: ...
+    def loglet(self) -> _types_pb2.LogletId:
+        """Opened by the same sequencer."""
+
     def __init__(
         self,
         *,
@@ -152,11 +158,17 @@ class StoreResponse(_message.Message):
     REFUSED_FIELD_NUMBER: _builtins.int
     CONFIRMED_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def stored(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stored]: ...
+    def stored(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stored]:
+        """What became durable, in order for each loglet. Also answers an open: first == end == base."""
+
     @_builtins.property
-    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreRefused]: ...
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreRefused]:
+        """What was refused."""
+
     @_builtins.property
-    def confirmed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Confirmed]: ...
+    def confirmed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Confirmed]:
+        """Answers to ConfirmUnsealed."""
+
     def __init__(
         self,
         *,
@@ -186,7 +198,9 @@ class Stored(_message.Message):
     end: _builtins.int
     """Exclusive."""
     @_builtins.property
-    def loglet(self) -> _types_pb2.LogletId: ...
+    def loglet(self) -> _types_pb2.LogletId:
+        """What the range belongs to."""
+
     def __init__(
         self,
         *,
@@ -214,7 +228,9 @@ class StoreRefused(_message.Message):
     first: _builtins.int
     """First offset that was refused, inclusive; the segment's base for an open."""
     @_builtins.property
-    def loglet(self) -> _types_pb2.LogletId: ...
+    def loglet(self) -> _types_pb2.LogletId:
+        """What was refused."""
+
     @_builtins.property
     def error(self) -> _types_pb2.Error:
         """Sealed, WrongSequencer, LogletNotOpen, MissingPrefix, StoreReadOnly, CorruptBatch, ..."""
@@ -242,10 +258,13 @@ class Confirmed(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     SEALED_FIELD_NUMBER: _builtins.int
     round: _builtins.int
+    """As in the question."""
     sealed: _builtins.bool
     """The loglet was sealed when the question was answered."""
     @_builtins.property
-    def loglet(self) -> _types_pb2.LogletId: ...
+    def loglet(self) -> _types_pb2.LogletId:
+        """As in the question."""
+
     def __init__(
         self,
         *,
@@ -272,6 +291,7 @@ class ReadLogletRequest(_message.Message):
     SEGMENT_END_FIELD_NUMBER: _builtins.int
     NO_WAIT_FIELD_NUMBER: _builtins.int
     storage_id: _builtins.str
+    """Whom the request is for; another store refuses it."""
     start: _builtins.int
     """First offset, inclusive."""
     end: _builtins.int
@@ -281,7 +301,9 @@ class ReadLogletRequest(_message.Message):
     no_wait: _builtins.bool
     """Ends at the committed tail that the server knows, rather than wait there."""
     @_builtins.property
-    def loglet(self) -> _types_pb2.LogletId: ...
+    def loglet(self) -> _types_pb2.LogletId:
+        """What to read."""
+
     def __init__(
         self,
         *,
@@ -372,6 +394,7 @@ class ReadGap(_message.Message):
     FIRST_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
     reason: Global___ReadGap.Reason.ValueType
+    """Why the server has no batches here."""
     first: _builtins.int
     """Inclusive."""
     end: _builtins.int
@@ -399,10 +422,13 @@ class SealRequest(_message.Message):
     LOGLET_FIELD_NUMBER: _builtins.int
     BASE_FIELD_NUMBER: _builtins.int
     storage_id: _builtins.str
+    """Whom the request is for; another store refuses it."""
     base: _builtins.int
     """First offset of the segment, inclusive: needed to create an unknown loglet sealed."""
     @_builtins.property
-    def loglet(self) -> _types_pb2.LogletId: ...
+    def loglet(self) -> _types_pb2.LogletId:
+        """What to seal."""
+
     def __init__(
         self,
         *,
@@ -449,6 +475,7 @@ class ListLogletsRequest(_message.Message):
     STORAGE_ID_FIELD_NUMBER: _builtins.int
     LOGLETS_FIELD_NUMBER: _builtins.int
     storage_id: _builtins.str
+    """Whom the request is for; another store refuses it."""
     @_builtins.property
     def loglets(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.LogletId]:
         """Only these; empty: all."""
@@ -473,7 +500,9 @@ class ListLogletsResponse(_message.Message):
 
     LOGLETS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def loglets(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogletStatus]: ...
+    def loglets(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogletStatus]:
+        """In order of their ids. Of those asked for, unknown ones are left out."""
+
     def __init__(
         self,
         *,
@@ -499,14 +528,19 @@ class LogletStatus(_message.Message):
     SEALED_FIELD_NUMBER: _builtins.int
     OPENED_BY_FIELD_NUMBER: _builtins.int
     base: _builtins.int
+    """First offset of the segment, inclusive."""
     local_start: _builtins.int
     """First offset that is kept here, inclusive."""
     local_tail: _builtins.int
     """Highest held offset + 1."""
     committed_tail: _builtins.int
+    """Highest that the server knows, exclusive; may be above `local_tail`, or behind the truth."""
     sealed: _builtins.bool
+    """Takes no stores of its sequencer any more."""
     @_builtins.property
-    def loglet(self) -> _types_pb2.LogletId: ...
+    def loglet(self) -> _types_pb2.LogletId:
+        """Which loglet."""
+
     @_builtins.property
     def opened_by(self) -> _types_pb2.SequencerId:
         """Who opened it; absent if it was created by a seal."""
@@ -537,6 +571,7 @@ class RaiseCommittedTailRequest(_message.Message):
     STORAGE_ID_FIELD_NUMBER: _builtins.int
     COMMITTED_FIELD_NUMBER: _builtins.int
     storage_id: _builtins.str
+    """Whom the request is for; another store refuses it."""
     @_builtins.property
     def committed(self) -> _containers.RepeatedCompositeFieldContainer[Global___CommittedTail]:
         """What the caller has proved to be committed: its write quorum answered with local tails at or above it.

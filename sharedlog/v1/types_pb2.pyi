@@ -161,6 +161,7 @@ class NodeAddress(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     STORAGE_ID_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
+    """Unique in the cluster, e.g. "n1"."""
     address: _builtins.str
     """host:port of its gRPC server."""
     generation: _builtins.int
@@ -198,7 +199,9 @@ class LogDescription(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     CREATED_MS_FIELD_NUMBER: _builtins.int
     log_id: _builtins.int
+    """Unique for ever, over all logs that ever lived in the cluster."""
     name: _builtins.str
+    """Unique among the present logs."""
     replicas: _builtins.int
     """Wanted number of copies of a batch."""
     write_quorum: _builtins.int
@@ -247,6 +250,7 @@ class Record(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     TIMESTAMP_MS_FIELD_NUMBER: _builtins.int
     value: _builtins.bytes
+    """Opaque; may be empty."""
     key: _builtins.bytes
     """Absent is not the same as empty."""
     offset: _builtins.int
@@ -254,7 +258,9 @@ class Record(_message.Message):
     timestamp_ms: _builtins.int
     """Assigned by the sequencer, Unix time in milliseconds, never runs backwards; ignored in an append."""
     @_builtins.property
-    def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]: ...
+    def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Header]:
+        """In the order in which they were given."""
+
     def __init__(
         self,
         *,
@@ -285,6 +291,7 @@ class Header(_message.Message):
     name: _builtins.str
     """At most 65,535 bytes of UTF-8."""
     value: _builtins.bytes
+    """Opaque; may be empty."""
     def __init__(
         self,
         *,

@@ -1,0 +1,97 @@
+"""sharedlog: a durable, totally ordered, replicated log, as an application sees it.
+
+    import sharedlog
+
+    async with sharedlog.connect("127.0.0.1:4100") as cluster:
+        log = cluster.log("orders")
+        offset = await log.append(b"hello", key=b"k")
+        async for record in log.read(start=0):
+            ...
+
+Importing this package costs next to nothing: a name is loaded when it is first used, and with it
+gRPC. `sharedlog.errors` has every error.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from sharedlog import errors
+    from sharedlog.appender import Appender
+    from sharedlog.batch import Headers, Record
+    from sharedlog.cluster import Cluster, connect
+    from sharedlog.config import AppenderConfig, ClientConfig, ReaderConfig
+    from sharedlog.errors import (
+        AppendIndefinite,
+        DataLoss,
+        InvalidArgument,
+        LogExists,
+        LogNotFound,
+        LogUnavailable,
+        OffsetOutOfRange,
+        SharedLogError,
+        Unreachable,
+    )
+    from sharedlog.ids import Offset
+    from sharedlog.log import Log, NewRecord
+    from sharedlog.pending import PendingAppend
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AppendIndefinite",
+    "Appender",
+    "AppenderConfig",
+    "ClientConfig",
+    "Cluster",
+    "DataLoss",
+    "Headers",
+    "InvalidArgument",
+    "Log",
+    "LogExists",
+    "LogNotFound",
+    "LogUnavailable",
+    "NewRecord",
+    "Offset",
+    "OffsetOutOfRange",
+    "PendingAppend",
+    "ReaderConfig",
+    "Record",
+    "SharedLogError",
+    "Unreachable",
+    "__version__",
+    "connect",
+    "errors",
+]
+
+_FROM: Final = {
+    "Appender": "appender",
+    "AppenderConfig": "config",
+    "ClientConfig": "config",
+    "Cluster": "cluster",
+    "Headers": "batch",
+    "Log": "log",
+    "NewRecord": "log",
+    "Offset": "ids",
+    "PendingAppend": "pending",
+    "ReaderConfig": "config",
+    "Record": "batch",
+    "connect": "cluster",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "errors":
+        return importlib.import_module("sharedlog.errors")
+    if name not in __all__:
+        raise AttributeError(f"module 'sharedlog' has no attribute {name!r}")
+    module = importlib.import_module(f"sharedlog.{_FROM.get(name, 'errors')}")
+    found: object = getattr(module, name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,181 @@
+"""The way in: `connect`, and what one can ask of a cluster as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from types import TracebackType
+from typing import Literal, Self
+
+from sharedlog.clock import Clock, SystemClock
+from sharedlog.config import AppenderConfig, ClientConfig, ReaderConfig
+from sharedlog.connection import Connection, parse_addresses
+from sharedlog.errors import InvalidArgument
+from sharedlog.limits import LIST_PAGE_MAX
+from sharedlog.log import Log
+from sharedlog.rpc.methods import CREATE_LOG, DESCRIBE_LOG, GET_NODES, GET_STATUS, LIST_LOGS
+from sharedlog.rpc.transport import Transport
+from sharedlog.v1 import cluster_pb2, log_pb2, types_pb2
+
+Routing = Literal["smart", "plain"]
+"""`smart` goes straight to the sequencer and the log servers and so must reach every node; `plain`
+sends everything through the given addresses."""
+
+
+def connect(
+    address: str | Sequence[str],
+    *,
+    routing: Routing = "smart",
+    transport: Transport | None = None,
+    clock: Clock | None = None,
+    rng: Random | None = None,
+    config: ClientConfig | None = None,
+    append_config: AppenderConfig | None = None,
+    read_config: ReaderConfig | None = None,
+) -> Cluster:
+    """A cluster, by the address of one or more of its nodes: "host:port,host:port" or a sequence.
+
+    Use it as `async with sharedlog.connect("127.0.0.1:4100") as cluster`. No I/O happens yet. A
+    `transport` that is given is not closed with the cluster.
+
+    Raises:
+        InvalidArgument: an address is not host:port, or `routing` is unknown.
+    """
+    if routing not in ("smart", "plain"):
+        raise InvalidArgument(f"routing is {routing!r}; it must be 'smart' or 'plain'")
+    owned = transport is None
+    if transport is None:
+        from sharedlog.rpc.grpc_client import GrpcTransport  # late: a simulator needs no gRPC
+
+        transport = GrpcTransport()
+    connection = Connection(
+        transport,
+        parse_addresses(address),
+        clock=clock or SystemClock(),
+        rng=rng or Random(),
+        smart=routing == "smart",
+        config=config or ClientConfig(),
+    )
+    return Cluster(
+        connection,
+        append_config=append_config or AppenderConfig(),
+        read_config=read_config or ReaderConfig(),
+        owns_transport=owned,
+    )
+
+
+class Cluster:
+    """A cluster of nodes. Made by `connect`; for one event loop and any number of its tasks."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        append_config: AppenderConfig,
+        read_config: ReaderConfig,
+        owns_transport: bool,
+    ) -> None:
+        self._connection = connection
+        self._append_config = append_config
+        self._read_config = read_config
+        self._owns_transport = owns_transport
+        # One object per name that was asked for, so that all its users share a session.
+        self._logs: dict[str, Log] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close(drop=error is not None and not isinstance(error, Exception))
+
+    async def close(self, *, drop: bool = False) -> None:
+        """End all sessions and connections. Appenders still open are dropped: close them before.
+
+        `drop` does not even wait for what `Log.append` has under way.
+        """
+        try:
+            for log in () if drop else self._logs.values():
+                await log.close()
+        finally:
+            self._logs.clear()
+            for appender in list(self._connection.open_appenders):
+                await appender.abort()
+            if self._owns_transport:
+                await self._connection.transport.close()
+
+    def log(self, name: str) -> Log:
+        """The log of this name. No I/O: whether it exists shows at the first use."""
+        found = self._logs.get(name)
+        if found is None:
+            found = self._logs[name] = Log(
+                self._connection,
+                name,
+                append_config=self._append_config,
+                read_config=self._read_config,
+            )
+        return found
+
+    async def create_log(
+        self, name: str, replicas: int | None = None, write_quorum: int | None = None
+    ) -> Log:
+        """Create a log; `replicas` copies, of which `write_quorum` make an append durable.
+
+        None takes the cluster's default and the majority of `replicas`.
+
+        Raises:
+            LogExists: a log of this name exists.
+            InvalidLogName, InvalidArgument: the name, or the numbers, can't be.
+            LogUnavailable: too few log servers are up.
+            MetadataUnavailable, Unreachable: it may have been created.
+        """
+        if (replicas is not None and replicas < 1) or (
+            write_quorum is not None and write_quorum < 1
+        ):
+            raise InvalidArgument("replicas and write_quorum must be 1 or more")
+        request = log_pb2.CreateLogRequest(
+            name=name,
+            replicas=replicas or 0,
+            write_quorum=write_quorum or 0,
+            nonce=f"{self._connection.rng.getrandbits(128):032x}",
+        )
+        answer = await self._connection.call(CREATE_LOG, request)
+        log = self.log(name)
+        log.learn(answer.log)
+        return log
+
+    async def list_logs(self, prefix: str = "") -> list[types_pb2.LogDescription]:
+        """All logs whose names start with `prefix`, in order of their names."""
+        found: list[types_pb2.LogDescription] = []
+        more = True
+        while more:
+            after = found[-1].name if found else ""
+            request = log_pb2.ListLogsRequest(prefix=prefix, limit=LIST_PAGE_MAX, after=after)
+            page = await self._connection.call(LIST_LOGS, request)
+            found.extend(page.logs)
+            more = page.more and len(page.logs) > 0
+        return found
+
+    async def describe_log(self, name: str) -> types_pb2.LogDescription:
+        """One log: its configuration, its chain and its nodes.
+
+        Raises:
+            LogNotFound: there is none of this name.
+        """
+        request = log_pb2.DescribeLogRequest(name=name)
+        return (await self._connection.call(DESCRIBE_LOG, request)).log
+
+    async def nodes(self) -> list[types_pb2.NodeAddress]:
+        """The cluster's nodes, as the asked node knows them."""
+        answer = await self._connection.call(GET_NODES, cluster_pb2.GetNodesRequest())
+        self._connection.learn(node.address for node in answer.nodes if node.address)
+        return list(answer.nodes)
+
+    async def status(self, *, local_only: bool = False) -> cluster_pb2.GetStatusResponse:
+        """Problems, nodes and logs; `local_only`: of the asked node alone."""
+        request = cluster_pb2.GetStatusRequest(local_only=local_only)
+        return await self._connection.call(GET_STATUS, request)

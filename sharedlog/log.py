@@ -1,0 +1,308 @@
+"""One log, as an application uses it: append, read, find the tail."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import replace
+from typing import Final
+
+from sharedlog.appender import Appender, check_record
+from sharedlog.batch import BatchBuilder, Headers, Record, decode_checked
+from sharedlog.config import AppenderConfig, ReaderConfig
+from sharedlog.connection import Connection
+from sharedlog.errors import (
+    AppendIndefinite,
+    DeadlineExceeded,
+    InvalidArgument,
+    LogUnavailable,
+    NotSequencer,
+    OffsetOutOfRange,
+    SharedLogError,
+    Unreachable,
+)
+from sharedlog.ids import Offset
+from sharedlog.plain_reader import PlainReader
+from sharedlog.reader import LogReader
+from sharedlog.route import Route
+from sharedlog.rpc.methods import FIND_TAIL, GET_KNOWN_TAIL
+from sharedlog.v1 import log_pb2, types_pb2
+
+log = logging.getLogger(__name__)
+
+_DIRECT_ATTEMPTS: Final = 3  # to find the sequencer's node before another node is to find it
+
+NewRecord = bytes | tuple[bytes, bytes | None, Headers | None]
+"""A record to append: its value alone, or value, key and headers."""
+
+
+class Log:
+    """A log of the cluster. Making one costs no I/O; that it exists shows at the first use."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        name: str,
+        *,
+        append_config: AppenderConfig,
+        read_config: ReaderConfig,
+    ) -> None:
+        self.name = name
+        self._connection = connection
+        self._route = Route(connection, name)
+        self._append_config = append_config
+        self._read_config = read_config
+        self._shared: Appender | None = None  # for `append`; opened by the first one
+
+    def __repr__(self) -> str:
+        return f"<Log {self.name!r}>"
+
+    # Appending.
+
+    async def append(
+        self,
+        value: bytes,
+        key: bytes | None = None,
+        headers: Headers | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> Offset:
+        """Append one record; returns its offset once it is fsynced on a write quorum.
+
+        Concurrent calls share batches and one session. For many records from one place, `appender`
+        costs less.
+
+        Raises:
+            AppendIndefinite: the record may or may not be in the log.
+            RecordTooLarge, LogNotFound, LogUnavailable, DeadlineExceeded, ...: it is not in the
+            log.
+
+        **Cancellation:** stops the wait, not the write: the record may still get into the log.
+        """
+        limit_s = self._append_config.timeout_s if timeout_s is None else timeout_s
+        pending = await self._appender().append_within(value, key, headers, timeout_s=limit_s)
+        return await pending
+
+    async def append_batch(
+        self, records: Iterable[NewRecord], *, timeout_s: float | None = None
+    ) -> range:
+        """Append records as one batch: all of them, side by side, or none. Returns their offsets.
+
+        Raises:
+            EmptyBatch, BatchTooLarge: as a batch they can't be appended. As for `append` otherwise.
+
+        **Cancellation:** stops the wait, not the write.
+        """
+        builder = BatchBuilder()
+        for record in records:
+            value, key, headers = (record, None, None) if isinstance(record, bytes) else record
+            check_record(value, key, headers)
+            builder.append(value, key, headers)
+        batch = await self._appender().append_batch(builder, timeout_s=timeout_s)
+        await batch.wait()
+        first = batch.first_offset()
+        return range(first, first + len(builder))
+
+    def appender(
+        self,
+        *,
+        linger_s: float | None = None,
+        batch_bytes: int | None = None,
+        batch_records: int | None = None,
+        in_flight_bytes: int | None = None,
+        buffer_bytes: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Appender:
+        """A pipelined appender with a session of its own; see `AppenderConfig` for the settings.
+
+        Use it as `async with log.appender() as appender`. No I/O happens before its first append.
+
+        Raises:
+            InvalidArgument: a setting is out of range.
+        """
+        given = {
+            "linger_s": linger_s,
+            "batch_bytes": batch_bytes,
+            "batch_records": batch_records,
+            "in_flight_bytes": in_flight_bytes,
+            "buffer_bytes": buffer_bytes,
+            "timeout_s": timeout_s,
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        config = replace(self._append_config, **changes)  # type: ignore[arg-type]  # typed above
+        return Appender(self._connection, self._route, config)
+
+    def _appender(self) -> Appender:
+        if self._shared is None:
+            self._shared = Appender(self._connection, self._route, self._append_config)
+        return self._shared
+
+    # Reading.
+
+    async def read(
+        self,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        follow: bool = False,
+        limit: int | None = None,
+        on_stale: Callable[[str], None] | None = None,
+    ) -> AsyncGenerator[Record, None]:
+        """Records from `start` (inclusive) to `end` (exclusive), in order, without gaps.
+
+        Ends at the tail as it is when the read starts, unless `follow`: then it goes on for ever,
+        or up to `end`, with each record as soon as it is committed. `limit` ends it after so many.
+
+        If the log's sequencer is gone nobody can tell the tail; the read then ends at the highest
+        tail that a log server knows, which may leave out the last records. `on_stale` is told so,
+        with a line for a person; without it a warning is logged.
+
+        Raises:
+            OffsetOutOfRange: `start` is below 0 or beyond the tail. At the tail is well: there is
+            nothing. DataLoss, Unreachable: records that are in the log can't be had.
+            LogNotFound: there is no such log.
+
+        **Cancellation:** ends the read. After leaving the loop early, `aclose` ends it at once.
+        """
+        batches = self.read_batches(start, end, follow=follow, limit=limit, on_stale=on_stale)
+        async with contextlib.aclosing(batches):
+            async for records in batches:
+                for record in records:
+                    yield record
+
+    async def read_batches(
+        self,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        follow: bool = False,
+        limit: int | None = None,
+        on_stale: Callable[[str], None] | None = None,
+    ) -> AsyncGenerator[list[Record], None]:
+        """`read`, with the records of each batch as one list: faster, since it works per batch."""
+        if limit is not None and limit < 0:
+            raise InvalidArgument("limit is below 0")
+        tail = await self._tail_for_read(start, on_stale)
+        bounds = [] if end is None else [end]
+        if limit is not None:
+            bounds.append(start + limit)  # offsets are dense
+        if not follow:
+            bounds.append(tail)
+        until = min(bounds) if bounds else None
+        if until is not None and until <= start:
+            return
+        last = None if until is None else Offset(until)
+        chunks = self._reader().read(Offset(start), last, committed=tail)
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                for placed, placement in zip(chunk.batches, chunk.placements, strict=True):
+                    records = decode_checked(placed, placement)
+                    if placement.first < start or (until is not None and placement.end > until):
+                        low = max(0, start - placement.first)
+                        high = None if until is None else max(0, until - placement.first)
+                        records = records[low:high]
+                    if records:
+                        yield records
+
+    def _reader(self) -> LogReader | PlainReader:
+        connection = self._connection
+        if not connection.smart:
+            return PlainReader(connection, self.name, self._read_config)
+        return LogReader(
+            connection.transport,
+            self._route.describe,
+            connection.clock,
+            connection.rng,
+            config=self._read_config,
+        )
+
+    async def _tail_for_read(self, start: int, on_stale: Callable[[str], None] | None) -> Offset:
+        """The tail to read up to: the real one, or the highest known if nobody can tell that."""
+        if start < 0:
+            raise OffsetOutOfRange(offset=start, tail=None)
+        try:
+            # Who waits for a first record should not wait long for an answer that may not come.
+            tail = await self.tail(timeout_s=self._connection.config.attempt_timeout_s)
+        except (LogUnavailable, Unreachable, DeadlineExceeded) as error:
+            tail = await self.known_tail()
+            if start > tail:
+                raise  # whether that is out of range is what nobody can tell
+            message = (
+                f"the tail of {self.name} is not known for certain ({error}); "
+                f"reading up to {tail}, the highest that a log server knows"
+            )
+            if on_stale is not None:
+                on_stale(message)
+            else:
+                log.warning("read.stale_tail", extra={"log": self.name, "known_tail": tail})
+            return tail
+        if start > tail:
+            raise OffsetOutOfRange(offset=start, tail=tail)
+        return tail
+
+    # The tail.
+
+    async def tail(self, *, timeout_s: float | None = None) -> Offset:
+        """The first unwritten offset, linearizable: what was acknowledged before lies below it.
+
+        Raises:
+            LogUnavailable: the sequencer is gone, or no write quorum answers it.
+            LogNotFound. Unreachable, DeadlineExceeded: no node could be asked in time.
+        """
+        if self._connection.smart:
+            try:
+                found = await self._tail_from_sequencer()
+            except (Unreachable, DeadlineExceeded):
+                found = None  # perhaps another node reaches it
+            if found is not None:
+                return found
+        request = log_pb2.FindTailRequest(log=self.name)
+        answer = await self._connection.call(FIND_TAIL, request, timeout_s=timeout_s)
+        return Offset(answer.tail)
+
+    async def _tail_from_sequencer(self) -> Offset | None:
+        connection, named = self._connection, None
+        request = log_pb2.FindTailRequest(log=self.name, direct_only=True)
+        for attempt in range(_DIRECT_ATTEMPTS):
+            address = await self._route.sequencer_address(refresh=attempt > 0, named=named)
+            if not address:
+                return None
+            try:
+                answer = await connection.transport.call(
+                    address, FIND_TAIL, request, timeout_s=connection.config.attempt_timeout_s
+                )
+            except NotSequencer as error:
+                named = error.sequencer_node_id
+            else:
+                return Offset(answer.tail)
+        return None
+
+    async def known_tail(self) -> Offset:
+        """A tail that some log server knows: cheap, needs no sequencer, and may be behind.
+
+        Raises:
+            LogNotFound. LogUnavailable: no log server answers. Unreachable: no node does.
+        """
+        request = log_pb2.GetKnownTailRequest(log=self.name)
+        answer = await self._connection.call(GET_KNOWN_TAIL, request)
+        return Offset(answer.tail)
+
+    async def describe(self) -> types_pb2.LogDescription:
+        """The log's configuration, its chain and its nodes, fetched anew."""
+        return await self._route.describe(True)
+
+    def learn(self, description: types_pb2.LogDescription) -> None:
+        """Take a description that came with another answer, e.g. of the log's creation."""
+        self._route.learn(description)
+
+    async def close(self) -> None:
+        """End the session of `append` once what it holds is written; `append` opens another."""
+        appender, self._shared = self._shared, None
+        if appender is not None:
+            try:
+                await appender.close()
+            except AppendIndefinite as error:
+                log.warning("append.indefinite", extra={"log": self.name, "error": str(error)})
+            except SharedLogError as error:
+                log.warning("append.failed", extra={"log": self.name, "error": str(error)})

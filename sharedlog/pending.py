@@ -1,0 +1,138 @@
+"""An append under way: what `Appender.append` hands back.
+
+There can be hundreds of thousands of them at a time, so a `PendingAppend` is two pointers: the
+outcome is kept once, in the batch. Only a caller that really waits gets a future of its own; were
+it shared, one caller's cancellation would cancel it for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from typing import Any
+
+from sharedlog.batch import BatchBuilder
+from sharedlog.errors import SharedLogError
+from sharedlog.ids import Offset
+
+
+class AppendBatch:
+    """A batch on its way. Its outcome is set once, for all its records."""
+
+    __slots__ = (
+        "builder",
+        "data",
+        "deadline_s",
+        "done",
+        "error",
+        "first",
+        "opened_s",
+        "retrieved",
+        "size",
+        "timeout_s",
+        "waiters",
+    )
+
+    def __init__(self, builder: BatchBuilder, *, opened_s: float, timeout_s: float) -> None:
+        self.builder = builder
+        self.opened_s = opened_s
+        self.timeout_s = timeout_s
+        self.deadline_s = opened_s + timeout_s
+        self.data: bytes = b""  # encoded once, when it is sent for the first time
+        self.size = 0  # bytes, as they are counted while the batch waits or is in flight
+        self.done = False
+        self.first = Offset(0)  # meaningful once done without error
+        self.error: SharedLogError | None = None
+        self.retrieved = False  # somebody has seen the error
+        self.waiters: list[asyncio.Future[None]] = []
+
+    def finish(self, first: Offset, error: SharedLogError | None) -> None:
+        """Set the outcome and wake who waits for it. The records are let go."""
+        assert not self.done
+        self.done = True
+        self.first = first
+        self.error = error
+        self.builder = _NOTHING
+        self.data = b""
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self.waiters.clear()
+
+    async def wait(self) -> None:
+        """Wait for the outcome, whichever. **Cancellation:** stops the wait, not the write."""
+        if not self.done:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.waiters.append(waiter)
+            await waiter
+
+    def first_offset(self) -> Offset:
+        """Offset of the first record; raises the batch's error, a copy for each caller."""
+        if self.error is not None:
+            self.retrieved = True
+            raise copy_error(self.error)
+        return self.first
+
+
+_NOTHING = BatchBuilder()
+
+
+def copy_error(error: SharedLogError) -> SharedLogError:
+    """The same error as an object of its own: each caller that raises it has its traceback."""
+    copied = type(error).__new__(type(error))
+    copied.args = error.args
+    vars(copied).update(vars(error))
+    copied.__cause__ = error.__cause__
+    return copied
+
+
+class PendingAppend:
+    """The offset that one record will have. `await` it, or ask it later.
+
+    An outcome that nobody asks for is not lost: `Appender.flush` and `close` raise the first
+    failure that was not seen.
+    """
+
+    __slots__ = ("_batch", "_index")
+
+    def __init__(self, batch: AppendBatch, index: int) -> None:
+        self._batch = batch
+        self._index = index
+
+    def done(self) -> bool:
+        """The outcome is known."""
+        return self._batch.done
+
+    def result(self) -> Offset:
+        """The record's offset.
+
+        Raises:
+            AppendIndefinite: the record may or may not be in the log.
+            SharedLogError: any other: the record is not in the log and never will be.
+            asyncio.InvalidStateError: the outcome is not known yet.
+        """
+        if not self._batch.done:
+            raise asyncio.InvalidStateError("the append is under way")
+        return Offset(self._batch.first_offset() + self._index)
+
+    def exception(self) -> SharedLogError | None:
+        """The failure, or None. `asyncio.InvalidStateError` while the append is under way."""
+        batch = self._batch
+        if not batch.done:
+            raise asyncio.InvalidStateError("the append is under way")
+        batch.retrieved = True
+        return None if batch.error is None else copy_error(batch.error)
+
+    def __await__(self) -> Generator[Any, None, Offset]:
+        """Wait for the offset. **Cancellation:** stops the wait, not the write."""
+        if not self._batch.done:
+            yield from self._batch.wait().__await__()
+        return self.result()
+
+    def __repr__(self) -> str:
+        batch = self._batch
+        if not batch.done:
+            return f"<PendingAppend {self._index}: under way>"
+        if batch.error is not None:
+            return f"<PendingAppend {self._index}: {type(batch.error).__name__}>"
+        return f"<PendingAppend {self._index}: offset {batch.first + self._index}>"
