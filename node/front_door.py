@@ -1,0 +1,121 @@
+"""The public API (LogService), as every node serves it.
+
+Calls about a log's order (append, find-tail) go to the process that orders it, here or elsewhere;
+reads and the rest are served by whoever is asked. Appends are in `appends.py`, reads in `reads.py`,
+tails in `tails.py`, and where a call must go is decided in `routing.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from random import Random
+
+from metadata.core import check_log_name, count_load
+from metadata.records import LogRecord, NodeRecord
+from metadata.registry import create_log
+from metadata.store import MetadataStore, Version
+from metadata.view import ClusterView
+from node.appends import Appends
+from node.peers import Peers
+from node.reads import Reads
+from node.tails import Tails
+from node.wire import describe_log
+from sharedlog.clock import Clock
+from sharedlog.errors import InvalidArgument
+from sharedlog.ids import LogId
+from sharedlog.limits import LIST_PAGE_MAX
+from sharedlog.rpc import methods
+from sharedlog.rpc.transport import Server
+from sharedlog.v1 import log_pb2, types_pb2
+
+
+class FrontDoor:
+    """Serves LogService."""
+
+    def __init__(
+        self,
+        *,
+        store: MetadataStore,
+        view: ClusterView,
+        peers: Peers,
+        appends: Appends,
+        reads: Reads,
+        tails: Tails,
+        clock: Clock,
+        random: Random,
+        new_id: Callable[[], str],
+        default_replicas: int,
+    ) -> None:
+        self._store = store
+        self._view = view
+        self._peers = peers
+        self._appends = appends
+        self._reads = reads
+        self._tails = tails
+        self._clock = clock
+        self._random = random
+        self._new_id = new_id
+        self._default_replicas = default_replicas
+
+    def register(self, server: Server) -> None:
+        """Serve every method of LogService on `server`."""
+        server.add_call(methods.CREATE_LOG, self.create_log)
+        server.add_call(methods.DESCRIBE_LOG, self.describe_log)
+        server.add_call(methods.LIST_LOGS, self.list_logs)
+        server.add_call(methods.APPEND, self._appends.append)
+        server.add_stream(methods.APPEND_SESSION, self._appends.session)
+        server.add_stream(methods.READ, self._reads.read)
+        server.add_stream(methods.READ_RECORDS, self._reads.read_records)
+        server.add_call(methods.FIND_TAIL, self._tails.find_tail)
+        server.add_call(methods.GET_KNOWN_TAIL, self._tails.get_known_tail)
+
+    async def create_log(self, request: log_pb2.CreateLogRequest) -> log_pb2.CreateLogResponse:
+        """Make a log on nodes that answer now.
+
+        Raises:
+            InvalidLogName, InvalidArgument, LogExists.
+            LogUnavailable: too few log servers are up. MetadataUnavailable: it may have been made.
+        """
+        check_log_name(request.name)
+        if len(request.nonce) > 64:
+            raise InvalidArgument("the nonce has more than 64 characters")
+        alive = await self._peers.alive_nodes()
+        record, version = await create_log(
+            self._store,
+            name=request.name,
+            replicas=request.replicas or self._usual_replicas(self._view.nodes()),
+            write_quorum=request.write_quorum,
+            nonce=request.nonce or self._new_id(),
+            alive=alive,
+            load=count_load(record for record, _ in self._view.logs()),
+            log_id=LogId(self._random.getrandbits(64)),
+            now_ms=self._clock.now_ms(),
+        )
+        return log_pb2.CreateLogResponse(log=self._describe(record, version))
+
+    async def describe_log(
+        self, request: log_pb2.DescribeLogRequest
+    ) -> log_pb2.DescribeLogResponse:
+        """One log and its chain, as this node knows it."""
+        check_log_name(request.name)
+        record, version = await self._view.fetch_log(request.name)
+        return log_pb2.DescribeLogResponse(log=self._describe(record, version))
+
+    async def list_logs(self, request: log_pb2.ListLogsRequest) -> log_pb2.ListLogsResponse:
+        """A page of the logs that this node knows, in order of their names."""
+        limit = min(request.limit or LIST_PAGE_MAX, LIST_PAGE_MAX)
+        found = [
+            (record, version)
+            for record, version in self._view.logs()
+            if record.name.startswith(request.prefix) and record.name > request.after
+        ]
+        page = [self._describe(record, version) for record, version in found[:limit]]
+        return log_pb2.ListLogsResponse(logs=page, more=len(found) > limit)
+
+    def _usual_replicas(self, nodes: Iterable[NodeRecord]) -> int:
+        """Copies in a log whose creator does not say: fewer in a cluster that has fewer servers."""
+        servers = sum("log-server" in node.roles for node in nodes)
+        return max(1, min(self._default_replicas, servers))
+
+    def _describe(self, record: LogRecord, version: Version) -> types_pb2.LogDescription:
+        return describe_log(record, version, self._view.node)

@@ -1,0 +1,194 @@
+"""Reads at the front door: any node reads a log from its log servers for whoever asks.
+
+Smart clients read from the log servers themselves; these calls serve everyone else, through one
+address. Offsets are dense, so a limit is an end: `start + limit`.
+
+A read "to the tail" asks for the tail first. If nobody can tell it because the sequencer process is
+gone, what is known to be committed can still be read: the read ends at the highest tail that a log
+server knows, and a log line says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from random import Random
+from typing import Final, NamedTuple, cast
+
+from metadata.core import check_log_name
+from metadata.view import ClusterView
+from node.limits import Places
+from node.tails import Tails
+from node.wire import describe_log, record_to_proto
+from sharedlog.batch import decode_placed
+from sharedlog.clock import Clock
+from sharedlog.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    LogUnavailable,
+    NotSequencer,
+    OffsetOutOfRange,
+    Unreachable,
+)
+from sharedlog.ids import Offset
+from sharedlog.limits import MIB
+from sharedlog.reader import LogReader
+from sharedlog.rpc.transport import ServerStream, Transport
+from sharedlog.v1 import log_pb2, types_pb2
+
+log = logging.getLogger(__name__)
+
+_RECORDS_MESSAGE_BYTES: Final = 1 * MIB
+"""Records are sent in messages of about this size: below the 4 MiB that a generated client takes
+unless it is told otherwise. A larger record goes alone."""
+
+_FIRST_MESSAGE_TIMEOUT_S: Final = 10.0
+
+
+class _Range(NamedTuple):
+    """What a read covers: [start, end), without end for ever; below `committed` all is there."""
+
+    start: Offset
+    end: Offset | None
+    committed: Offset
+
+
+class Reads:
+    """`Read` and `ReadRecords` of the public API."""
+
+    def __init__(
+        self,
+        *,
+        view: ClusterView,
+        transport: Transport,
+        clock: Clock,
+        random: Random,
+        tails: Tails,
+        reads_max: int,
+    ) -> None:
+        self._view = view
+        self._transport = transport
+        self._clock = clock
+        self._random = random
+        self._tails = tails
+        self._places = Places("reads", reads_max)
+
+    @property
+    def reads_open(self) -> int:
+        """Reads that run now."""
+        return self._places.taken
+
+    async def read(self, stream: ServerStream[log_pb2.ReadResponse, log_pb2.ReadRequest]) -> None:
+        """Send placed batches as they are stored; the reader clips."""
+        async with self._opened(stream) as (reader, wanted):
+            chunks = reader.read(wanted.start, wanted.end, committed=wanted.committed)
+            async with _closing(chunks):
+                async for chunk in chunks:
+                    await stream.send(
+                        log_pb2.ReadResponse(
+                            batches=chunk.batches, committed_tail=chunk.committed_tail
+                        )
+                    )
+
+    async def read_records(
+        self, stream: ServerStream[log_pb2.ReadRecordsResponse, log_pb2.ReadRequest]
+    ) -> None:
+        """Send records, decoded, from the first that was asked for to the last."""
+        async with self._opened(stream) as (reader, wanted):
+            chunks = reader.read(wanted.start, wanted.end, committed=wanted.committed)
+            async with _closing(chunks):
+                async for chunk in chunks:
+                    tail = chunk.committed_tail
+                    if not chunk.batches:
+                        await stream.send(log_pb2.ReadRecordsResponse(committed_tail=tail))
+                    for placed in chunk.batches:
+                        for records in _messages(placed, wanted):
+                            await stream.send(
+                                log_pb2.ReadRecordsResponse(records=records, committed_tail=tail)
+                            )
+
+    @asynccontextmanager
+    async def _opened(
+        self,
+        stream: ServerStream[log_pb2.ReadResponse, log_pb2.ReadRequest]
+        | ServerStream[log_pb2.ReadRecordsResponse, log_pb2.ReadRequest],
+    ) -> AsyncIterator[tuple[LogReader, _Range]]:
+        """Receive and check the request; hold a place while it is served."""
+        try:
+            async with asyncio.timeout(_FIRST_MESSAGE_TIMEOUT_S):
+                request = await stream.receive()
+        except TimeoutError as error:
+            raise DeadlineExceeded("no request came") from error
+        if request is None:
+            raise InvalidArgument("the stream ended without a request")
+        check_log_name(request.log)
+        started_s = self._clock.monotonic_s()
+        with self._places.take():
+            wanted = await self._range(request)
+
+            async def describe(_: bool) -> types_pb2.LogDescription:
+                # The view is kept current by a watch: asking again would not make it newer.
+                record, version = await self._view.fetch_log(request.log)
+                return describe_log(record, version, self._view.node)
+
+            yield LogReader(self._transport, describe, self._clock, self._random), wanted
+            fields = {
+                "log": request.log,
+                "start": wanted.start,
+                "end": wanted.end,
+                "seconds": round(self._clock.monotonic_s() - started_s, 3),
+            }
+            log.debug("read.ended", extra=fields)
+
+    async def _range(self, request: log_pb2.ReadRequest) -> _Range:
+        """What the request covers, with the tail found out if need be.
+
+        Raises:
+            OffsetOutOfRange: it starts beyond the tail. InvalidArgument: it ends before it starts.
+        """
+        start = Offset(request.start)
+        end = Offset(request.end) if request.HasField("end") else None
+        if end is not None and end < start:
+            raise InvalidArgument(f"the read ends at {end}, before it starts at {start}")
+        try:
+            tail = await self._tails.of(request.log)
+        except (LogUnavailable, NotSequencer, Unreachable, DeadlineExceeded) as error:
+            tail = await self._tails.known(request.log)
+            fields = {"log": request.log, "tail": tail, "error": str(error)}
+            log.warning("read.tail_unknown", extra=fields)
+            if start > tail and not request.follow:
+                raise  # perhaps there is more, but nobody can tell now
+        else:
+            if start > tail:
+                raise OffsetOutOfRange(offset=start, tail=tail)
+        if not request.follow:
+            end = tail if end is None else min(end, tail)
+        if request.limit:
+            limited = Offset(start + request.limit)
+            end = limited if end is None else min(end, limited)
+        return _Range(start, end, tail)
+
+
+def _closing(chunks: AsyncIterator[object]) -> aclosing[AsyncGenerator[object, None]]:
+    """Leaving the loop ends the reader's stream at once."""
+    return aclosing(cast("AsyncGenerator[object, None]", chunks))
+
+
+def _messages(placed: bytes, wanted: _Range) -> Iterator[list[types_pb2.Record]]:
+    """The batch's records that lie in the range, in lists of about `_RECORDS_MESSAGE_BYTES`."""
+    message: list[types_pb2.Record] = []
+    size = 0
+    for record in decode_placed(placed):
+        if record.offset < wanted.start or (wanted.end is not None and record.offset >= wanted.end):
+            continue
+        found = record_to_proto(record)
+        bytes_more = found.ByteSize()
+        if message and size + bytes_more > _RECORDS_MESSAGE_BYTES:
+            yield message
+            message, size = [], 0
+        message.append(found)
+        size += bytes_more
+    if message:
+        yield message

@@ -1,0 +1,99 @@
+"""Records of the metadata store as messages of the public API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from metadata.records import LogRecord, NodeRecord, Segment
+from metadata.store import Version
+from sharedlog.batch import Record
+from sharedlog.errors import InvalidArgument
+from sharedlog.ids import LogletId, NodeId, SequencerId
+from sharedlog.v1 import types_pb2
+
+
+def describe_log(
+    record: LogRecord, version: Version, directory: Callable[[NodeId], NodeRecord | None]
+) -> types_pb2.LogDescription:
+    """A log, its chain, and the addresses of the nodes in it as far as `directory` knows them."""
+    named = {segment.sequencer.node_id for segment in record.chain}
+    named.update(replica.node_id for segment in record.chain for replica in segment.nodeset)
+    nodes = [node for node_id in sorted(named) if (node := directory(node_id)) is not None]
+    return types_pb2.LogDescription(
+        log_id=record.log_id,
+        name=record.name,
+        replicas=record.replicas,
+        write_quorum=record.write_quorum,
+        chain=[_segment(segment) for segment in record.chain],
+        chain_version=version,
+        nodes=[node_address(node) for node in nodes],
+        created_ms=record.created_ms,
+    )
+
+
+def node_address(node: NodeRecord) -> types_pb2.NodeAddress:
+    """How to reach a node."""
+    return types_pb2.NodeAddress(
+        node_id=node.node_id,
+        address=node.address,
+        generation=node.generation,
+        storage_id=node.storage_id,
+    )
+
+
+def sequencer_id(sequencer: SequencerId) -> types_pb2.SequencerId:
+    """A sequencer on the wire."""
+    return types_pb2.SequencerId(node_id=sequencer.node_id, generation=sequencer.generation)
+
+
+def loglet_id(loglet: LogletId) -> types_pb2.LogletId:
+    """A loglet on the wire."""
+    return types_pb2.LogletId(log_id=loglet.log_id, segment_index=loglet.segment_index)
+
+
+def record_to_proto(record: Record) -> types_pb2.Record:
+    """A record as the plain calls carry it."""
+    return types_pb2.Record(
+        value=record.value,
+        key=record.key,
+        headers=[types_pb2.Header(name=n, value=v) for n, v in record.headers.items()],
+        offset=record.offset,
+        timestamp_ms=record.timestamp_ms,
+    )
+
+
+def record_columns(
+    records: Iterable[types_pb2.Record],
+) -> list[tuple[bytes, bytes | None, dict[str, bytes] | None]]:
+    """(value, key, headers) of each record of an append.
+
+    Raises:
+        InvalidArgument: a record names a header twice.
+    """
+    return [
+        (record.value, record.key if record.HasField("key") else None, _headers(record))
+        for record in records
+    ]
+
+
+def _headers(record: types_pb2.Record) -> dict[str, bytes] | None:
+    if not record.headers:
+        return None
+    headers = {header.name: header.value for header in record.headers}
+    if len(headers) != len(record.headers):
+        raise InvalidArgument("a record names a header twice; names are unique within a record")
+    return headers
+
+
+def _segment(segment: Segment) -> types_pb2.Segment:
+    return types_pb2.Segment(
+        index=segment.index,
+        base=segment.base,
+        end=segment.end,
+        sequencer=sequencer_id(segment.sequencer),
+        nodeset=[
+            types_pb2.Replica(node_id=r.node_id, storage_id=r.storage_id, location=r.location)
+            for r in segment.nodeset
+        ],
+        write_quorum=segment.write_quorum,
+    )
