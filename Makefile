@@ -40,5 +40,8 @@ proto: $(VENV)/.ready  ## Make the stubs in sharedlog/v1 from proto/
 test-deps:  ## Install the Debian packages that some tests and benchmarks use (needs root)
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends etcd-server nats-server redis-server
 
+bench: $(VENV)/.ready  ## Compare with etcd, NATS JetStream and Redis Streams (make test-deps installs them)
+	@$(BIN)/python -m bench.peers $(BENCH_ARGS)
+
 clean:  ## Remove what was made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist

@@ -1,0 +1,302 @@
+"""`sharedlog bench`: the commands. Nothing heavy is imported before a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from sharedlog.cli.app import (
+    ExamplesCommand,
+    LazyGroup,
+    Settings,
+    connection_options,
+    output_options,
+    pass_settings,
+)
+from sharedlog.cli.failures import CliFailure, SilentExit
+
+if TYPE_CHECKING:
+    from sharedlog.benchmark.report import Result
+    from sharedlog.benchmark.target import Target, TargetPlan
+
+Function = TypeVar("Function", bound=Callable[..., object])
+Run = Callable[["Target", dict[str, Any]], Coroutine[Any, Any, "Result"]]
+_RECORD_BYTES = click.IntRange(1, 8_000_000)
+_SECONDS = click.FloatRange(min=0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class CommonOptions:
+    """What all three commands take."""
+
+    dev: int | None
+    directory: Path | None
+    replicas: int
+    write_quorum: int
+    plot: Path | None
+
+
+@click.group(
+    cls=LazyGroup,
+    examples="""
+sharedlog bench append --dev 3                     closed loop: all that goes through
+sharedlog bench append --dev 3 --rate 20000        open loop: latency at a steady rate
+sharedlog bench append --dev 3 --serial            one append at a time
+sharedlog bench read --dev 3 --json                catch-up read
+sharedlog bench tail -a 10.0.0.7:4100 --rate 500   write-to-read latency of a cluster that runs
+""",
+)
+def bench() -> None:
+    """Measure a cluster: a fresh one on this machine (--dev N), or one that runs (--address).
+
+    On a cluster that runs, a log named bench-... is made, and stays.
+    """
+
+
+def common_options(function: Function) -> Function:
+    """--dev, --dir, --replicas, --write-quorum, --plot, and the global ones."""
+    for option in (
+        click.option(
+            "--plot",
+            type=click.Path(dir_okay=False, writable=True, path_type=Path),
+            help="Draw throughput and latency over time into this file, e.g. bench.png.",
+        ),
+        click.option(
+            "--write-quorum",
+            type=click.IntRange(0, 7),
+            default=0,
+            help="Copies that commit a batch.  [default: the majority of the replicas]",
+        ),
+        click.option(
+            "--replicas",
+            type=click.IntRange(0, 7),
+            default=0,
+            help="Copies of each batch.  [default: 3, or as many as --dev has nodes]",
+        ),
+        click.option(
+            "--dir",
+            "directory",
+            type=click.Path(exists=True, file_okay=False, path_type=Path),
+            help="Where a --dev cluster has its data while it runs: choose the disk.",
+        ),
+        click.option(
+            "--dev",
+            type=click.IntRange(1, 50),
+            metavar="NODES",
+            help="Start a fresh cluster of so many nodes here, and remove it afterwards.",
+        ),
+    ):
+        function = option(function)
+    return connection_options(output_options(function))
+
+
+@bench.command(
+    cls=ExamplesCommand,
+    examples="""
+sharedlog bench append --dev 3 --record-bytes 1024 --seconds 10 --json
+sharedlog bench append --dev 3 --record-bytes 100 --sessions 2 --plot append.png
+""",
+)
+@click.option("--record-bytes", type=_RECORD_BYTES, default=1024, show_default=True)
+@click.option("--seconds", type=_SECONDS, default=10.0, show_default=True)
+@click.option("--warm-up", type=click.FloatRange(min=0.0), default=1.0, show_default=True)
+@click.option("--sessions", type=click.IntRange(1, 256), default=1, show_default=True)
+@click.option("--rate", type=click.FloatRange(min=0.1), help="Records per second, of all sessions.")
+@click.option("--serial", is_flag=True, help="One append at a time.")
+@click.option(
+    "--in-flight-mib",
+    type=click.FloatRange(min=0.001),
+    help="Most of a session on its way, in MiB.  [default: the client's, 16]",
+)
+@common_options
+@pass_settings
+def append(
+    settings: Settings,
+    /,
+    *,
+    record_bytes: int,
+    seconds: float,
+    warm_up: float,
+    sessions: int,
+    rate: float | None,
+    serial: bool,
+    in_flight_mib: float | None,
+    **common: Any,
+) -> None:
+    """How fast records become durable.
+
+    Without --rate as many as go through (closed loop). With --rate records are sent at the times
+    meant for them and latency counts from those times (open loop, no coordinated omission).
+    """
+    from sharedlog.benchmark.append import AppendPlan, run_append
+
+    if serial and (rate is not None or sessions > 1):
+        raise click.UsageError("--serial is one append at a time: no --rate, no --sessions")
+    plan = AppendPlan(
+        record_bytes=record_bytes,
+        seconds=seconds,
+        warm_up_s=warm_up,
+        sessions=sessions,
+        rate=rate,
+        serial=serial,
+        in_flight_mib=in_flight_mib,
+    )
+    asked = {
+        "seconds": seconds,
+        "sessions": sessions,
+        "rate": rate,
+        "in_flight_mib": in_flight_mib,
+    }
+    _run(settings, CommonOptions(**common), asked, lambda at, said: run_append(at, plan, said))
+
+
+@bench.command(cls=ExamplesCommand, examples="sharedlog bench read --dev 3 --mb 1000")
+@click.option("--record-bytes", type=_RECORD_BYTES, default=1024, show_default=True)
+@click.option(
+    "--mb",
+    type=click.FloatRange(min=0.001),
+    default=512.0,
+    show_default=True,
+    help="Write and read back so many megabytes (10^6) of records.",
+)
+@click.option("--passes", type=click.IntRange(1), default=1, show_default=True)
+@common_options
+@pass_settings
+def read(settings: Settings, /, record_bytes: int, mb: float, passes: int, **common: Any) -> None:
+    """How fast a reader catches up: write, then read it all from offset 0."""
+    from sharedlog.benchmark.read import ReadPlan, ReadWrong, run_read
+
+    plan = ReadPlan(record_bytes=record_bytes, mb=mb, passes=passes)
+
+    async def run(target: Target, said: dict[str, Any]) -> Result:
+        try:
+            return await run_read(target, plan, said)
+        except* ReadWrong as errors:
+            raise CliFailure(str(errors.exceptions[0])) from errors
+
+    _run(settings, CommonOptions(**common), {"mb": mb, "passes": passes}, run)
+
+
+@bench.command(
+    cls=ExamplesCommand, examples="sharedlog bench tail --dev 3 --rate 5000 --seconds 20"
+)
+@click.option("--record-bytes", type=click.IntRange(8, 8_000_000), default=1024, show_default=True)
+@click.option("--seconds", type=_SECONDS, default=10.0, show_default=True)
+@click.option("--warm-up", type=click.FloatRange(min=0.0), default=1.0, show_default=True)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0.1),
+    default=1000.0,
+    show_default=True,
+    help="Records per second.",
+)
+@common_options
+@pass_settings
+def tail(
+    settings: Settings,
+    /,
+    *,
+    record_bytes: int,
+    seconds: float,
+    warm_up: float,
+    rate: float,
+    **common: Any,
+) -> None:
+    """How soon a follower has what was written, beside the append's own latency."""
+    from sharedlog.benchmark.tail import FollowerLate, TailPlan, run_tail
+
+    plan = TailPlan(record_bytes=record_bytes, seconds=seconds, warm_up_s=warm_up, rate=rate)
+
+    async def run(target: Target, said: dict[str, Any]) -> Result:
+        try:
+            return await run_tail(target, plan, said)
+        except* FollowerLate as errors:
+            raise CliFailure(str(errors.exceptions[0])) from errors
+
+    _run(settings, CommonOptions(**common), {"seconds": seconds, "rate": rate}, run)
+
+
+def _run(settings: Settings, common: CommonOptions, asked: dict[str, Any], run: Run) -> None:
+    """Run one workload on the cluster that was asked for, and print what it found."""
+    import asyncio
+
+    from sharedlog.benchmark.plot import PlotUnavailable, require_plotting, write_plot
+    from sharedlog.benchmark.target import open_target, run_precisely
+    from sharedlog.dev_cluster import DevClusterError
+
+    # gRPC's own lines about connections that it retries mean nothing to who typed the command.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    plan = _target_plan(settings, common)
+    said = asked | {
+        "dev_nodes": common.dev,
+        "replicas": common.replicas,
+        "write_quorum": common.write_quorum,
+    }
+
+    async def measure() -> Result:
+        task = asyncio.current_task()
+        assert task is not None
+        # SIGTERM as Ctrl-C: the cluster is stopped and its data removed.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        async with open_target(plan) as target:
+            return await run(target, said)
+
+    try:
+        if common.plot is not None:
+            require_plotting()
+        result = run_precisely(measure())
+        _print(settings, result)
+        if common.plot is not None:
+            write_plot(result, common.plot)
+    except (DevClusterError, PlotUnavailable) as error:
+        raise CliFailure(str(error)) from error
+    except asyncio.CancelledError:
+        raise SilentExit(128 + signal.SIGTERM) from None
+    if result.errors:
+        raise SilentExit(1)
+
+
+def _target_plan(settings: Settings, common: CommonOptions) -> TargetPlan:
+    from sharedlog.benchmark.target import TargetPlan
+    from sharedlog.cli.contexts import resolve_target
+    from sharedlog.cli.store import require_server_packages
+
+    quorum, replicas = common.write_quorum, common.replicas
+    if common.dev is None:
+        if common.directory is not None:
+            raise click.UsageError("--dir is for the data of a --dev cluster")
+        running = resolve_target(settings)
+        settings.spoke_to = running.address
+        return TargetPlan(
+            address=running.address,
+            timeout_s=running.timeout_s,
+            replicas=replicas,
+            write_quorum=quorum,
+        )
+    if settings.address is not None or settings.context is not None:
+        raise click.UsageError("--dev starts a cluster, --address is one that runs: choose one")
+    if max(replicas, quorum) > common.dev:
+        raise click.UsageError(f"{max(replicas, quorum)} copies need as many nodes: --dev is less")
+    require_server_packages()
+    return TargetPlan(
+        dev_nodes=common.dev,
+        directory=common.directory,
+        replicas=replicas,
+        write_quorum=quorum,
+    )
+
+
+def _print(settings: Settings, result: Result) -> None:
+    from sharedlog.benchmark.report import result_rows
+    from sharedlog.cli.output import Column, print_json, print_table
+
+    if settings.json:
+        print_json(result.to_json())
+    else:
+        print_table([Column(""), Column("", right=True), Column("")], result_rows(result))
