@@ -249,6 +249,8 @@ class _Writer:
 
     def __init__(self, job: Callable[[Sequence[Write]], None]) -> None:
         self._job = job
+        # A SimpleQueue costs one lock where a Queue costs three. It holds at most the one job of
+        # the one `commit` that may run, and the end.
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="store-write", daemon=True)
         self._thread.start()

@@ -1,10 +1,10 @@
 """The log server's messages and their bytes: the replication stream, seals and reads.
 
-A `StoreRequest` is framed by hand around its batches: they are most of its bytes, and protobuf
-would copy each of them once more on either side. Protobuf allows the fields of a message in any
-order and the parts of a message to be simply joined, so `batches` is joined from the bytes as they
-are, and all else is protobuf's own work. Measured with four batches of 64 KiB: 29 instead of 74 µs
-to encode, 31 instead of 94 µs to decode.
+A `StoreRequest` is encoded by hand around its batches, which are most of its bytes: protobuf would
+copy each of them into a message of its own first. It allows the fields of a message in any order,
+and the parts of a message to be simply joined, so the batches are joined as they are to what
+protobuf makes of the rest. With 256 KiB of batches that takes 9 to 13 µs instead of 320 to 750,
+most of which is fresh memory. Decoding is protobuf's own work; by hand it was no faster.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from loglet.messages import (
     StoreResponse,
 )
 from loglet.store import LogletState
-from sharedlog.errors import ProtocolError
 from sharedlog.ids import (
     Generation,
     LogId,
@@ -39,8 +38,7 @@ from sharedlog.rpc.errors import error_from_proto, error_to_proto
 from sharedlog.rpc.transport import Method
 from sharedlog.v1 import log_server_pb2, types_pb2
 
-_BATCHES_TAG: Final = 0x22  # field 4, length-delimited
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_BATCHES_TAG: Final = b"\x22"  # field 4, length-delimited
 
 
 def loglet_to_proto(loglet: LogletId) -> types_pb2.LogletId:
@@ -68,24 +66,19 @@ def encode_store_request(request: StoreRequest) -> bytes:
         wire.confirms.add(loglet=loglet_to_proto(confirm.loglet), round=confirm.round_id)
     parts = [wire.SerializeToString()]
     for placed in request.batches:
-        parts.append(b"\x22" + _encode_varint(len(placed)))
+        parts.append(_BATCHES_TAG + _encode_varint(len(placed)))
         parts.append(placed)
     return b"".join(parts)
 
 
 def decode_store_request(data: bytes) -> StoreRequest:
-    """The inverse, of bytes in any order of fields.
-
-    Raises:
-        ProtocolError: malformed. Protobuf's own `DecodeError` for what it reads itself.
-    """
-    rest, batches = _split_batches(data)
-    wire = log_server_pb2.StoreRequest.FromString(rest)
+    """The inverse."""
+    wire = log_server_pb2.StoreRequest.FromString(data)
     sequencer = wire.sequencer
     request = StoreRequest(
         StorageId(wire.storage_id),
         SequencerId(NodeId(sequencer.node_id), Generation(sequencer.generation)),
-        batches=batches,
+        batches=list(wire.batches),
     )
     if wire.opens:
         request.opens = [
@@ -102,35 +95,6 @@ def decode_store_request(data: bytes) -> StoreRequest:
     return request
 
 
-def _split_batches(data: bytes) -> tuple[bytes, list[bytes]]:
-    """A message's bytes without the field `batches`, and that field's values."""
-    batches: list[bytes] = []
-    rest: list[bytes] = []
-    position, size = 0, len(data)
-    while position < size:
-        start = position
-        tag, position = _decode_varint(data, position)
-        kind = tag & 7
-        length = 0
-        if kind == _BYTES:
-            length, position = _decode_varint(data, position)
-        elif kind == _VARINT:
-            _, position = _decode_varint(data, position)
-        elif kind in {_FIXED64, _FIXED32}:
-            length = 8 if kind == _FIXED64 else 4
-        else:
-            raise ProtocolError(f"a store request has a field of unknown kind {kind}")
-        end = position + length
-        if end > size:
-            raise ProtocolError("a store request is cut short")
-        if tag == _BATCHES_TAG:
-            batches.append(data[position:end])
-        else:
-            rest.append(data[start:end])
-        position = end
-    return b"".join(rest), batches
-
-
 def _encode_varint(value: int) -> bytes:
     out = bytearray()
     while value > 0x7F:
@@ -138,21 +102,6 @@ def _encode_varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
-
-
-def _decode_varint(data: bytes, position: int) -> tuple[int, int]:
-    """A number and the position after it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        try:
-            byte = data[position]
-        except IndexError as error:
-            raise ProtocolError("a store request is cut short") from error
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise ProtocolError("a store request has an endless number")
 
 
 def encode_store_response(response: StoreResponse) -> bytes:

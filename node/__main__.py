@@ -52,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = unknown_variables(os.environ)
     if unknown:
         logging.getLogger("node").warning("config.unknown_variables", extra={"variables": unknown})
+    from sharedlog.tuning import tune_process
+
+    tune_process()  # before gRPC is imported
     from node.process import run_node
 
     return run_node(config)

@@ -43,7 +43,6 @@ from node.metrics import NodeMetrics
 from node.readiness import SERVING, STARTING, STOPPING, Readiness
 from node.services import Ground, Services, build_services
 from sharedlog import __version__
-from sharedlog.allocator import keep_freed_memory
 from sharedlog.clock import Clock, SystemClock
 from sharedlog.errors import SharedLogError, StoreFailed, Superseded
 from sharedlog.ids import NodeId
@@ -72,7 +71,6 @@ def run_node(config: NodeConfig) -> int:
     # With Python's default of 5 ms the thread that writes to disk waits up to that long for the
     # interpreter whenever the event loop is busy, and every append with it.
     sys.setswitchinterval(config.switch_interval_s)
-    keep_freed_memory()
     return asyncio.run(
         NodeProcess(config, clock=SystemClock(), random=Random(), new_id=_uuid).run()
     )

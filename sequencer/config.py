@@ -30,6 +30,10 @@ class SequencerConfig:
     connect_timeout_s: float = 2.0
     """A log server that does not answer a new stream's greeting in this time is tried anew."""
 
+    silence_max_s: float = 3.0
+    """A log server that owes an answer and sends none for so long loses its replication stream. It
+    is then made anew: a connection that was cut without a word never ends by itself."""
+
     reconnect_min_s: float = 0.05
     """First pause before a broken replication stream is made anew; doubles each time."""
 
@@ -59,5 +63,13 @@ class SequencerConfig:
             raise InvalidArgument(f"store_message_bytes must be between 1 and {limit}")
         if not 0 < self.reconnect_min_s <= self.reconnect_max_s:
             raise InvalidArgument("reconnect_min_s must be positive, reconnect_max_s not below it")
-        if min(self.connect_timeout_s, self.refused_retry_s, self.overloaded_retry_s) <= 0:
+        if (
+            min(
+                self.connect_timeout_s,
+                self.silence_max_s,
+                self.refused_retry_s,
+                self.overloaded_retry_s,
+            )
+            <= 0
+        ):
             raise InvalidArgument("time-outs and pauses must be positive")

@@ -78,11 +78,12 @@ class FindTailRounds:
             return []
         return [AskUnsealed(self.round_id, [replica])]
 
-    def on_withdrawn(self, caller: object) -> None:
-        """A caller waits no longer. The round goes on: others may wait for it."""
+    def on_withdrawn(self, caller: object, committed: Offset) -> list[FindTailEffect]:
+        """A caller waits no longer; a round without callers makes room for the next."""
         for callers in (self._running, self._waiting):
             if caller in callers:
                 callers.remove(caller)
+        return self._begin(committed) if self._waiting and not self._running else []
 
     def drop_all(self) -> list[object]:
         """The loglet is over: returns every caller, for the shell to refuse."""

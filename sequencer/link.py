@@ -6,7 +6,8 @@ is no stream, it takes nothing (`offer` says no), so a slow or dead server neith
 others nor grows this process; once it is back, or has caught up to half of the bound, the listener
 brings its logs into step again.
 
-An idle link costs one task that waits in `receive`, and one that waits to send.
+A server that owes an answer and is silent for `silence_max_s` loses its stream. An idle link costs
+three tasks: one waits to receive, one to send, one watches.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Protocol
 
-from loglet.wire import STORE
-
 from loglet.messages import CommittedTail, ConfirmUnsealed, OpenLoglet, StoreRequest, StoreResponse
+from loglet.wire import STORE
 from metadata.records import NodeRecord, Replica
 from sequencer.config import SequencerConfig
 from sequencer.core import InFlight
@@ -29,7 +29,7 @@ from sharedlog.clock import Clock
 from sharedlog.errors import DeadlineExceeded, SharedLogError, Unreachable
 from sharedlog.ids import LogletId, NodeId, Offset, SequencerId
 from sharedlog.rpc.transport import ClientStream, Transport
-from sharedlog.tasks import first_error
+from sharedlog.tasks import run_together
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,8 @@ class ReplicaLink:
         self._backlog_bytes = 0
         self._unacked: dict[LogletId, deque[tuple[Offset, int]]] = {}
         self._room_wanted = False
+        # When the server last said something, or began to owe an answer; None: it owes nothing.
+        self._owes_since_s: float | None = None
 
     def offer(self, loglet: LogletId, batch: InFlight) -> bool:
         """Take a batch to send, or say no: there is no stream or no room."""
@@ -164,11 +166,14 @@ class ReplicaLink:
             self._up_gauge.set(1)
             log.debug("link.up", extra={"node": self.replica.node_id})
             self._listener.on_link_up(self)
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._send(stream), name=f"link-send-{self.replica.node_id}")
-                tasks.create_task(self._receive(stream), name=f"link-recv-{self.replica.node_id}")
-        except ExceptionGroup as group:
-            raise first_error(group) from group
+            node_id = self.replica.node_id
+            await run_together(
+                {
+                    f"link-send-{node_id}": self._send(stream),
+                    f"link-recv-{node_id}": self._receive(stream),
+                    f"link-watch-{node_id}": self._watch(),
+                }
+            )
         finally:
             stream.cancel()
 
@@ -204,6 +209,8 @@ class ReplicaLink:
         request = StoreRequest(
             self.replica.storage_id, self._me, self._opens, batches, committed, self._confirms
         )
+        if self._owes_since_s is None and (batches or self._opens or self._confirms):
+            self._owes_since_s = self._clock.monotonic_s()
         self._opens, self._committed, self._confirms = [], {}, []
         return request
 
@@ -211,9 +218,19 @@ class ReplicaLink:
         while (response := await stream.receive()) is not None:
             for stored in response.stored:
                 self._acknowledged(stored.loglet, stored.end)
+            self._owes_since_s = self._clock.monotonic_s() if self._backlog_bytes else None
             self._listener.on_response(self, response)
             self._check_room()
         raise Unreachable(f"node {self.replica.node_id} ended the stream")
+
+    async def _watch(self) -> None:
+        """End the stream of a server that owes an answer and is silent."""
+        limit_s = self._config.silence_max_s
+        while True:
+            await self._clock.sleep(limit_s / 3)
+            since_s = self._owes_since_s
+            if since_s is not None and self._clock.monotonic_s() - since_s > limit_s:
+                raise Unreachable(f"node {self.replica.node_id} has been silent for {limit_s:g} s")
 
     def _acknowledged(self, loglet: LogletId, end: Offset) -> None:
         unacked = self._unacked.get(loglet)
@@ -237,6 +254,7 @@ class ReplicaLink:
         self._unacked.clear()
         self._backlog_bytes = 0
         self._room_wanted = False
+        self._owes_since_s = None
         self._backlog_gauge.set(0)
         self._up_gauge.set(0)
         if self.up:

@@ -232,7 +232,8 @@ class Sequencer:
                 f"log {record.name}: no write quorum confirmed the tail within {timeout_s:g} s"
             ) from error
         finally:
-            active.rounds.on_withdrawn(caller)
+            committed = active.core.committed_tail
+            self._apply_tail(active, active.rounds.on_withdrawn(caller, committed))
 
     def committed_tail(self, loglet: LogletId) -> Offset | None:
         """What this process knows to be committed; None if the loglet is not active."""

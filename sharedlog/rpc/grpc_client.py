@@ -155,8 +155,8 @@ _STATUS_ERRORS: dict[grpc.StatusCode, type[SharedLogError]] = {
 }
 
 
-# grpc.aio's own words for a write that failed because the stream had ended. They take the place of the
-# status that the peer sent, if it sent one (https://github.com/grpc/grpc/issues/36066, still open).
+# grpc.aio's own words for a write that failed because the stream had ended. They take the place of
+# the status that the peer sent, if it sent one (https://github.com/grpc/grpc/issues/36066).
 _WRITE_FAILED = "Internal error from Core"
 
 

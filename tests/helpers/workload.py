@@ -83,7 +83,7 @@ async def read_all(log: Log) -> dict[int, bytes]:
 
 
 def dump_store(directory: Path, loglet: str) -> dict[int, bytes]:
-    """Records of a loglet in a store that no process uses, as the inspection command prints them."""
+    """Records of a loglet in a store that no process uses, by the inspection command."""
     command = [sys.executable, "-m", "loglet", "inspect", str(directory), "--dump", loglet]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 0, result.stderr
@@ -100,9 +100,7 @@ def inspect_store(directory: Path) -> dict[str, object]:
     return report
 
 
-async def eventually(
-    condition: Callable[[], bool], *, what: str, within_s: float = 10.0
-) -> None:
+async def eventually(condition: Callable[[], bool], *, what: str, within_s: float = 10.0) -> None:
     """Wait until a condition of another process comes true."""
     clock = SystemClock()
     deadline_s = clock.monotonic_s() + within_s

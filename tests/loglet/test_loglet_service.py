@@ -35,6 +35,7 @@ from loglet.messages import (
     StoreResponse,
 )
 from loglet.store import LogletState, PutBatch, StoreSpace, Write
+from loglet.wire import loglet_to_proto
 from sharedlog.errors import (
     CorruptBatch,
     LogletNotOpen,
@@ -49,7 +50,9 @@ from sharedlog.errors import (
 )
 from sharedlog.ids import LogletId, Offset, StorageId
 from sharedlog.limits import MIB
+from sharedlog.rpc.methods import RAISE_COMMITTED_TAIL
 from sharedlog.rpc.transport import ClientStream
+from sharedlog.v1 import log_server_pb2
 
 
 class GatedStore:
@@ -399,3 +402,71 @@ async def test_a_damaged_repeat_is_refused(tmp_path: Path) -> None:
         )
         assert [(it.first, it.end) for it in response.stored] == [(0, 1)]
         assert [type(it.error) for it in response.refused] == [CorruptBatch]
+
+
+async def test_a_listing_is_never_ahead_of_the_disk(gated: tuple[Served, GatedStore]) -> None:
+    """What a listing names survives the process: others count on it to find what is committed."""
+    server, store = gated
+    store.gate.clear()
+    stream = server.stores()
+    await stream.send(request([placed(0, 5)]))
+    await until(lambda: len(store.groups) == 2)
+    listing = asyncio.ensure_future(server.list_loglets())
+    done, _ = await asyncio.wait([listing], timeout=0.05)
+    assert not done
+    store.gate.set()
+    (state,) = await listing
+    assert state.local_tail == 5
+    stream.cancel()
+
+
+async def test_a_listing_forgets_what_had_no_room(gated: tuple[Served, GatedStore]) -> None:
+    """A commit that failed for want of room wrote nothing, and a listing that waited says so."""
+    server, store = gated
+    store.failures[2] = StoreReadOnly("full")
+    store.gate.clear()
+    stream = server.stores()
+    await stream.send(request([placed(0, 5)]))
+    await until(lambda: len(store.groups) == 2)
+    listing = asyncio.ensure_future(server.list_loglets())
+    await asyncio.wait([listing], timeout=0.05)
+    store.gate.set()
+    (state,) = await listing
+    assert state.local_tail == 0
+    stream.cancel()
+
+
+async def test_a_told_tail_is_served_at_once_and_never_lowered(served: Served) -> None:
+    """RaiseCommittedTail: waiting readers go on; a lower tail, an unknown loglet change nothing."""
+    await served.store_all(request([placed(0, 5), placed(5, 5)]))
+    reader = await served.read(0)
+    heartbeat = await reader.receive()
+    assert heartbeat is not None
+    assert not heartbeat.batches
+    await tell(served, (LOGLET, 5), (OTHER, 9))
+    async with asyncio.timeout(WAIT_S):
+        answer = await reader.receive()
+    assert answer is not None
+    assert list(answer.batches) == [placed(0, 5)]
+    reader.cancel()
+    await tell(served, (LOGLET, 3))
+    (state,) = await served.list_loglets()
+    assert (state.committed_tail, state.local_tail) == (5, 10)
+
+
+async def test_tails_are_told_to_the_store_that_is_meant(served: Served) -> None:
+    """Another storage_id is refused."""
+    with pytest.raises(WrongStorage):
+        await tell(served, (LOGLET, 5), storage_id="b" * 32)
+
+
+async def tell(served: Served, *tails: tuple[LogletId, int], storage_id: str | None = None) -> None:
+    """RaiseCommittedTail."""
+    message = log_server_pb2.RaiseCommittedTailRequest(
+        storage_id=storage_id or served.storage_id,
+        committed=[
+            log_server_pb2.CommittedTail(loglet=loglet_to_proto(loglet), tail=tail)
+            for loglet, tail in tails
+        ],
+    )
+    await served.transport.call(served.address, RAISE_COMMITTED_TAIL, message, timeout_s=WAIT_S)

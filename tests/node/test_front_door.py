@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.processes import NodeProcess, wait_until
 
 from sharedlog.batch import decode_placed, encode_records
+from sharedlog.clock import SystemClock
 from sharedlog.errors import (
     BatchTooLarge,
     CorruptBatch,
@@ -36,6 +38,7 @@ from sharedlog.v1 import cluster_pb2, log_pb2, types_pb2
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
+CLOCK = SystemClock()
 Nodes = dict[str, NodeProcess]
 
 
@@ -230,7 +233,7 @@ async def test_unknown_logs_are_told_everywhere(caller: Caller) -> None:
 
 
 async def test_appends_that_can_not_be_are_definite(caller: Caller) -> None:
-    """Empty, oversized (field note 37) and malformed appends are refused, and nothing is written."""
+    """Empty, oversized (field note 37), malformed appends are refused; nothing is written."""
     await caller.create("bad")
     header = types_pb2.Header(name="a", value=b"1")
     big = types_pb2.Record(value=bytes(RECORD_BYTES_MAX))
@@ -251,11 +254,11 @@ async def test_appends_that_can_not_be_are_definite(caller: Caller) -> None:
 
 
 async def test_reads_keep_to_their_range(caller: Caller) -> None:
-    """Start inclusive, end exclusive, at most `limit`, never beyond the tail; batches are clipped."""
+    """Start inclusive, end exclusive, at most `limit`, never beyond the tail, clipped."""
     await caller.create("range")
     for _ in range(3):
         await caller.append("range", *(b"x" for _ in range(10)))
-    cases = [
+    cases: list[tuple[dict[str, Any], range]] = [
         ({"start": 5, "end": 7}, range(5, 7)),
         ({"start": 8, "limit": 5}, range(8, 13)),
         ({"start": 28, "limit": 5}, range(28, 30)),
@@ -297,9 +300,8 @@ async def test_followers_get_what_is_appended_and_free_their_place(caller: Calle
     streams = [caller.transport.stream(address, methods.READ_RECORDS) for _ in range(3)]
     for stream in streams:
         await stream.send(log_pb2.ReadRequest(log="follow", follow=True))
+    await _until_metric(caller, "n2", "sharedlog_node_reads 3.0")
     async with asyncio.timeout(10):
-        while "sharedlog_node_reads 3.0" not in (await _metrics(caller, "n2")):
-            await asyncio.sleep(0.02)
         await caller.append("follow", b"new", via="n3")
         for stream in streams:
             while (answer := await stream.receive()) is not None and not answer.records:
@@ -310,13 +312,13 @@ async def test_followers_get_what_is_appended_and_free_their_place(caller: Calle
             await caller.read("n2", log_pb2.ReadRequest(log="follow"))
         for stream in streams:
             stream.cancel()
-        while "sharedlog_node_reads 0.0" not in (await _metrics(caller, "n2")):
-            await asyncio.sleep(0.02)
+    await _until_metric(caller, "n2", "sharedlog_node_reads 0.0")
     assert len(await caller.read("n2", log_pb2.ReadRequest(log="follow"))) == 1
 
 
-async def _metrics(caller: Caller, name: str) -> str:
-    return (await asyncio.to_thread(caller.nodes[name].get, "/metrics"))[1]
+async def _until_metric(caller: Caller, name: str, line: str) -> None:
+    node = caller.nodes[name]
+    await asyncio.to_thread(wait_until, lambda: line in node.get("/metrics")[1], f"no {line}")
 
 
 async def test_creates_are_checked_and_told_apart_by_their_nonce(caller: Caller) -> None:
@@ -347,14 +349,14 @@ async def test_logs_are_described_and_listed(caller: Caller) -> None:
     for name in ("list/a", "list/b", "list/c"):
         await caller.create(name)
 
-    async def page(**fields: object) -> tuple[list[str], bool]:
-        request = log_pb2.ListLogsRequest(prefix="list/", **fields)  # type: ignore[arg-type]  # a test's shorthand
+    async def page(**fields: Any) -> tuple[list[str], bool]:
+        request = log_pb2.ListLogsRequest(prefix="list/", **fields)
         answer = await caller.call("n3", methods.LIST_LOGS, request)
         return [log.name for log in answer.logs], answer.more
 
     async with asyncio.timeout(10):
         while (await page())[0] != ["list/a", "list/b", "list/c"]:
-            await asyncio.sleep(0.02)  # its watch is on the way
+            await CLOCK.sleep(0.02)  # its watch is on the way
     assert await page(limit=2) == (["list/a", "list/b"], True)
     assert await page(limit=2, after="list/b") == (["list/c"], False)
     request = log_pb2.DescribeLogRequest(name="list/a")
@@ -381,8 +383,8 @@ async def test_a_healthy_cluster_has_no_problems(caller: Caller) -> None:
 
 
 async def test_faults_are_told_and_borne(tmp_path: Path) -> None:
-    """A dead replica, a dead metadata store (field note 52), a dead sequencer: what goes on, and what
-    status says of it."""
+    """A dead replica, a dead metadata store (field note 52), a dead sequencer: what goes on, and
+    what status says of it."""
     with ExitStack() as stack:
         cluster = await asyncio.to_thread(start_cluster, stack, tmp_path)
         caller = Caller(cluster)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +19,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from helpers.processes import ALL_ROLES, NodeProcess, hold_port, wait_until
 
 from sharedlog.errors import WrongStorage
+from sharedlog.limits import MIB
 from sharedlog.rpc.errors import ERROR_METADATA_KEY, error_from_proto
-from sharedlog.v1 import log_pb2, log_server_pb2, types_pb2
+from sharedlog.v1 import cluster_pb2, log_pb2, log_server_pb2, types_pb2
 
 Answer = TypeVar("Answer", bound=Message)
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -51,6 +54,12 @@ def append(node: NodeProcess, *values: bytes) -> log_pb2.AppendResponse:
     return unary(node.address, "LogService/Append", request, log_pb2.AppendResponse)
 
 
+def known_tail(node: NodeProcess) -> int:
+    request = log_pb2.GetKnownTailRequest(log="orders")
+    answer = log_pb2.GetKnownTailResponse
+    return unary(node.address, "LogService/GetKnownTail", request, answer).tail
+
+
 def create(node: NodeProcess, replicas: int = 1) -> types_pb2.LogDescription:
     request = log_pb2.CreateLogRequest(name="orders", replicas=replicas)
     return unary(node.address, "LogService/CreateLog", request, log_pb2.CreateLogResponse).log
@@ -79,15 +88,7 @@ def test_a_node_restarts_on_its_data(node: NodeProcess) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         append(node, b"y")
     assert "n1 in its life 1, is gone" in str(refused.value.details())
-    request = log_pb2.GetKnownTailRequest(log="orders")
-
-    def tail_is_known() -> bool:
-        answer = unary(
-            node.address, "LogService/GetKnownTail", request, log_pb2.GetKnownTailResponse
-        )
-        return answer.tail == 1
-
-    wait_until(tail_is_known, "the tail was not found again")
+    wait_until(lambda: known_tail(node) == 1, "the tail was not found again")
 
 
 def test_health_metrics_and_reflection_answer(node: NodeProcess) -> None:
@@ -159,7 +160,7 @@ def _generation(node: NodeProcess) -> object:
 
 def test_a_wiped_store_is_a_new_one(tmp_path: Path, node: NodeProcess) -> None:
     """Field note 20: under the old node id a wiped disk gets a new storage_id. A request for the
-    old one is refused as `WrongStorage`, so it never answers for what the old one knew."""
+    old one is refused as `WrongStorage`: it never answers for what the old one knew."""
     with NodeProcess(tmp_path / "n2", "n2", metadata=f"embedded://{node.address}") as other:
         other.wait_ready()
         log = create(node, replicas=2)
@@ -184,7 +185,7 @@ def test_a_wiped_store_is_a_new_one(tmp_path: Path, node: NodeProcess) -> None:
 
 
 def test_garbage_on_the_port_harms_nobody(node: NodeProcess) -> None:
-    """Random bytes, half a preface, a TLS hello, HTTP/1: the connection ends, the node serves on."""
+    """Random bytes, half a preface, a TLS hello, HTTP/1: the connection ends, others go on."""
     host, port = node.address.split(":")
     noise = bytes(range(256)) * 64
     for garbage in (
@@ -239,3 +240,72 @@ def test_a_node_refuses_another_cluster(tmp_path: Path, node: NodeProcess) -> No
             assert stray.start().wait_exit() == 1
             failed = stray.events("node.failed")[0]
             assert failed["kind"] == "WrongCluster"
+
+
+def test_open_streams_do_not_hold_a_stop(node: NodeProcess) -> None:
+    """A session and a follower that nobody ends: the node stops in time, and both are told."""
+    create(node)
+    append(node, b"x")
+    with grpc.insecure_channel(node.address) as channel:
+        session: Any = channel.stream_stream(
+            "/sharedlog.v1.LogService/AppendSession",
+            request_serializer=log_pb2.AppendSessionRequest.SerializeToString,
+            response_deserializer=log_pb2.AppendSessionResponse.FromString,
+        )
+        follower: Any = channel.unary_stream(
+            "/sharedlog.v1.LogService/ReadRecords",
+            request_serializer=log_pb2.ReadRequest.SerializeToString,
+            response_deserializer=log_pb2.ReadRecordsResponse.FromString,
+        )
+        silent = threading.Event()
+
+        def requests() -> Iterator[log_pb2.AppendSessionRequest]:
+            yield log_pb2.AppendSessionRequest(open=log_pb2.AppendSessionOpen(log="orders"))
+            silent.wait()
+
+        opened = session(requests())
+        assert next(opened).HasField("opened")
+        followed = follower(log_pb2.ReadRequest(log="orders", follow=True))
+        assert next(followed).records[0].value == b"x"
+        began = time.monotonic()
+        assert node.terminate() == 0
+        assert time.monotonic() - began < 5
+        for stream in (opened, followed):
+            with pytest.raises(grpc.RpcError):
+                list(stream)
+        silent.set()
+
+
+def test_a_full_store_is_told(node: NodeProcess) -> None:
+    """Field note 26: a store at its limit says so in /readyz and status, is chosen for no new log,
+    and serves what it has."""
+    create(node)
+    append(node, *(bytes(100_000) for _ in range(15)))
+    assert node.terminate() == 0
+    node.settings["SHAREDLOG_LOG_SERVER__RESERVE_BYTES"] = "0"
+    node.settings["SHAREDLOG_LOG_SERVER__STORE_BYTES_MAX"] = str(MIB)
+    node.start().wait_ready()
+    status_code, body = node.get("/readyz")
+    assert status_code == 200
+    assert json.loads(body)["reason"].startswith("serving; the store is read-only")
+    request = cluster_pb2.GetStatusRequest()
+    status = unary(node.address, "ClusterService/GetStatus", request, cluster_pb2.GetStatusResponse)
+    assert status.nodes[0].read_only
+    assert any("takes no stores" in problem.message for problem in status.problems)
+    with pytest.raises(grpc.RpcError) as unchosen:
+        unary(
+            node.address,
+            "LogService/CreateLog",
+            log_pb2.CreateLogRequest(name="more", replicas=1),
+            log_pb2.CreateLogResponse,
+        )
+    assert "1 replicas need 1 log servers; 0" in str(unchosen.value.details())
+    wait_until(lambda: known_tail(node) == 15, "the tail was not found again")
+    with grpc.insecure_channel(node.address) as channel:
+        read: Any = channel.unary_stream(
+            "/sharedlog.v1.LogService/ReadRecords",
+            request_serializer=log_pb2.ReadRequest.SerializeToString,
+            response_deserializer=log_pb2.ReadRecordsResponse.FromString,
+        )
+        answers = list(read(log_pb2.ReadRequest(log="orders"), timeout=10))
+    assert sum(len(answer.records) for answer in answers) == 15

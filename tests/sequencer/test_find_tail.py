@@ -78,3 +78,15 @@ def test_when_the_loglet_is_over_every_caller_is_handed_back() -> None:
     rounds.on_find_tail("b", Offset(5))
     assert rounds.drop_all() == ["a", "b"]
     assert rounds.drop_all() == []
+
+
+def test_callers_that_wait_are_served_though_the_running_ones_gave_up() -> None:
+    """A round whose callers have all gone away makes room for the next at once."""
+    rounds = FindTailRounds(3, 2)
+    rounds.on_find_tail("a", Offset(5))
+    assert rounds.on_find_tail("b", Offset(6)) == []
+    (ask,) = rounds.on_withdrawn("a", Offset(7))
+    assert isinstance(ask, AskUnsealed)
+    rounds.on_unsealed(0, ask.round_id, Offset(7))
+    assert rounds.on_unsealed(1, ask.round_id, Offset(7)) == [AnswerTail(["b"], Offset(7))]
+    assert rounds.on_withdrawn("b", Offset(7)) == []

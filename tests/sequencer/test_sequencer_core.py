@@ -196,7 +196,8 @@ def test_no_sequence_of_events_acknowledges_what_a_write_quorum_does_not_hold(
             held[replica].update(range(first, end))
             carry_out(core.on_stored(replica, Offset(first), Offset(end)))
         elif event == "lose":
-            if wires[replica] and data.draw(st.booleans()):
+            arrived: bool = data.draw(st.booleans())
+            if wires[replica] and arrived:
                 held[replica].update(range(*wires[replica][0]))  # stored, its answer lost
             wires[replica].clear()
             core.on_out_of_step(replica)

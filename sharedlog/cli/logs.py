@@ -1,0 +1,205 @@
+"""`sharedlog log`: create, list and describe logs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from sharedlog import errors
+from sharedlog.cli.app import (
+    ExamplesCommand,
+    LazyGroup,
+    Settings,
+    cluster_options,
+    pass_settings,
+)
+from sharedlog.cli.output import Column, iso_time, note, plural, print_json, print_table
+from sharedlog.cli.session import with_cluster
+from sharedlog.cli.views import Json, view_log
+
+if TYPE_CHECKING:
+    from sharedlog import Cluster
+
+
+@click.group(
+    cls=LazyGroup,
+    examples="""
+sharedlog log create orders --replicas 3 --write-quorum 2
+sharedlog log ls
+sharedlog log describe orders
+""",
+)
+@cluster_options
+def log() -> None:
+    """Create, list and describe logs."""
+
+
+@log.command(
+    cls=ExamplesCommand,
+    examples="""
+sharedlog log create orders                     replicas and quorum by the cluster's default
+sharedlog log create orders --replicas 3 --write-quorum 2
+sharedlog log create orders --if-not-exists     for scripts
+""",
+)
+@click.argument("name")
+@click.option("--replicas", type=click.IntRange(min=1), metavar="N", help="Copies of each record.")
+@click.option(
+    "--write-quorum",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Copies on disk that make an append durable; more than half of the replicas.  "
+    "[default: the majority]",
+)
+@click.option("--if-not-exists", is_flag=True, help="That it exists already is no failure.")
+@cluster_options
+@pass_settings
+def create(
+    settings: Settings,
+    name: str,
+    replicas: int | None,
+    write_quorum: int | None,
+    if_not_exists: bool,
+) -> None:
+    """Create the log NAME: 1 to 255 of a-z A-Z 0-9 . _ / - starting with a letter or digit."""
+
+    async def work(cluster: Cluster) -> tuple[bool, Json]:
+        created = True
+        try:
+            await cluster.create_log(name, replicas=replicas, write_quorum=write_quorum)
+        except errors.LogExists:
+            if not if_not_exists:
+                raise
+            created = False
+        return created, view_log(await cluster.describe_log(name))
+
+    created, found = with_cluster(settings, work)
+    if settings.json:
+        print_json({"created": created, **found})
+        return
+    click.echo(f"{'created' if created else 'exists:'} log {name}: {_placement(found)}")
+
+
+def _placement(found: Json) -> str:
+    segment = found["chain"][-1]
+    nodes = " ".join(replica["node_id"] for replica in segment["nodeset"])
+    return (
+        f"{plural(found['replicas'], 'replica')}, write quorum {found['write_quorum']}, "
+        f"on {nodes}, ordered by {segment['sequencer']['node_id']}"
+    )
+
+
+@log.command(
+    name="ls",
+    cls=ExamplesCommand,
+    examples="""
+sharedlog log ls
+sharedlog log ls team-a/                        names that start so
+sharedlog log ls --json | jq -r '.logs[].name'
+""",
+)
+@click.argument("prefix", default="")
+@cluster_options
+@pass_settings
+def list_logs(settings: Settings, prefix: str) -> None:
+    """List the logs, all or those whose names start with PREFIX."""
+
+    async def work(cluster: Cluster) -> list[Json]:
+        return [view_log(found) for found in await cluster.list_logs(prefix)]
+
+    found = with_cluster(settings, work)
+    if settings.json:
+        print_json({"logs": found})
+        return
+    if not found:
+        note("no logs" + (f" whose names start with {prefix}" if prefix else ""))
+    print_table(
+        [
+            Column("NAME"),
+            Column("REPLICAS", right=True),
+            Column("QUORUM", right=True),
+            Column("SEQUENCER"),
+            Column("NODES"),
+            Column("CREATED"),
+        ],
+        [
+            [
+                entry["name"],
+                str(entry["replicas"]),
+                str(entry["write_quorum"]),
+                entry["chain"][-1]["sequencer"]["node_id"],
+                " ".join(replica["node_id"] for replica in entry["chain"][-1]["nodeset"]),
+                iso_time(entry["created_ms"]),
+            ]
+            for entry in found
+        ],
+    )
+
+
+@log.command(cls=ExamplesCommand, examples="sharedlog log describe orders")
+@click.argument("name")
+@cluster_options
+@pass_settings
+def describe(settings: Settings, name: str) -> None:
+    """Show one log: configuration, tail, chain of segments, nodes."""
+
+    async def work(cluster: Cluster) -> Json:
+        found = view_log(await cluster.describe_log(name))
+        try:
+            found["tail"] = await cluster.log(name).tail()
+            found["tail_is_exact"] = True
+        except errors.LogUnavailable as error:
+            note(f"warning: {error}")
+            found["tail"] = await cluster.log(name).known_tail()
+            found["tail_is_exact"] = False
+        return found
+
+    found = with_cluster(settings, work)
+    if settings.json:
+        print_json(found)
+    else:
+        _print_description(found)
+
+
+def _print_description(found: Json) -> None:
+    at_least = "" if found["tail_is_exact"] else "at least "
+    for label, text in (
+        ("name", found["name"]),
+        ("log id", found["log_id"]),
+        ("created", iso_time(found["created_ms"])),
+        ("replicas", found["replicas"]),
+        (
+            "write quorum",
+            f"{found['write_quorum']} (each acknowledged append is fsynced on so many)",
+        ),
+        ("tail", f"{at_least}{found['tail']}"),
+    ):
+        click.echo(f"{label + ':':14}{text}")
+    click.echo()
+    print_table(
+        [
+            Column("SEGMENT", right=True),
+            Column("BASE", right=True),
+            Column("END", right=True),
+            Column("SEQUENCER"),
+            Column("QUORUM", right=True),
+            Column("NODESET"),
+        ],
+        [
+            [
+                str(segment["index"]),
+                str(segment["base"]),
+                "open" if segment["end"] is None else str(segment["end"]),
+                "{node_id}, generation {generation}".format(**segment["sequencer"]),
+                str(segment["write_quorum"]),
+                " ".join(_replica(replica) for replica in segment["nodeset"]),
+            ]
+            for segment in found["chain"]
+        ],
+    )
+
+
+def _replica(replica: Json) -> str:
+    location = f"@{replica['location']}" if replica["location"] else ""
+    return f"{replica['node_id']}{location}"

@@ -1,0 +1,117 @@
+"""What the cluster answers, as plain values: the one place that decides how JSON keys are named.
+
+Ids of logs are text of 16 hex digits: an unsigned 64-bit number does not survive most JSON readers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sharedlog.v1 import cluster_pb2, types_pb2
+
+Json = dict[str, Any]
+
+_SEVERITIES = {1: "warning", 2: "error"}
+
+
+def view_log(log: types_pb2.LogDescription) -> Json:
+    """A log with its chain."""
+    return {
+        "name": log.name,
+        "log_id": f"{log.log_id:016x}",
+        "replicas": log.replicas,
+        "write_quorum": log.write_quorum,
+        "created_ms": log.created_ms,
+        "chain_version": log.chain_version,
+        "chain": [_view_segment(segment) for segment in log.chain],
+        "nodes": [
+            {
+                "node_id": node.node_id,
+                "address": node.address,
+                "generation": node.generation,
+                "storage_id": node.storage_id,
+            }
+            for node in log.nodes
+        ],
+    }
+
+
+def _view_segment(segment: types_pb2.Segment) -> Json:
+    return {
+        "index": segment.index,
+        "base": segment.base,
+        "end": segment.end if segment.HasField("end") else None,
+        "sequencer": _view_sequencer(segment.sequencer),
+        "nodeset": [
+            {
+                "node_id": replica.node_id,
+                "storage_id": replica.storage_id,
+                "location": replica.location,
+            }
+            for replica in segment.nodeset
+        ],
+        "write_quorum": segment.write_quorum,
+    }
+
+
+def _view_sequencer(sequencer: types_pb2.SequencerId) -> Json:
+    return {"node_id": sequencer.node_id, "generation": sequencer.generation}
+
+
+def view_status(status: cluster_pb2.GetStatusResponse) -> Json:
+    """The cluster: problems, nodes, logs."""
+    return {
+        "cluster_id": status.cluster_id,
+        "metadata": status.metadata,
+        "problems": [
+            {
+                "severity": _SEVERITIES.get(problem.severity, "warning"),
+                "subject": problem.subject,
+                "message": problem.message,
+            }
+            for problem in status.problems
+        ],
+        "nodes": [view_node(node) for node in status.nodes],
+        "logs": [_view_log_status(log) for log in status.logs],
+    }
+
+
+def view_node(node: cluster_pb2.NodeStatus) -> Json:
+    """A node. What only the node itself knows is null while it does not answer."""
+    known: Json = {
+        "node_id": node.node_id,
+        "address": node.address,
+        "http_address": node.http_address or None,
+        "generation": node.generation,
+        "storage_id": node.storage_id or None,
+        "location": node.location,
+        "roles": list(node.roles),
+        "alive": node.alive,
+        "error": node.error or None,
+    }
+    own: Json = {
+        "read_only": node.read_only,
+        "disk_free_bytes": node.disk_free_bytes,
+        "store_bytes": node.store_bytes,
+        "rss_anon_bytes": node.rss_anon_bytes,
+        "uptime_s": round(node.uptime_s, 3),
+        "version": node.version,
+        "loglets": node.loglets,
+        "sequenced_logs": node.sequenced_logs,
+    }
+    return known | (own if node.alive else dict.fromkeys(own))
+
+
+def _view_log_status(log: cluster_pb2.LogStatus) -> Json:
+    return {
+        "name": log.name,
+        "log_id": f"{log.log_id:016x}",
+        "replicas": log.replicas,
+        "write_quorum": log.write_quorum,
+        "sequencer": _view_sequencer(log.sequencer),
+        "accepts_appends": log.accepts_appends,
+        "known_tail": log.known_tail,
+        "replicas_alive": log.replicas_alive,
+        "under_replicated_on": list(log.under_replicated_on),
+    }

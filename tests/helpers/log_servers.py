@@ -1,0 +1,208 @@
+"""Placed batches, and log servers on real disks and real ports, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from loglet.config import LogServerConfig
+from loglet.lmdb_store import LmdbLogStore
+from loglet.messages import OpenLoglet, SealRequest, SealResponse, StoreRequest, StoreResponse
+from loglet.metrics import LogServerMetrics
+from loglet.service import LogServer
+from loglet.store import LogStore
+from loglet.wire import SEAL, STORE
+from sharedlog.batch import Placement, encode_records, parse_batch_header, place_batch
+from sharedlog.clock import SystemClock
+from sharedlog.ids import Generation, LogId, LogletId, NodeId, Offset, SequencerId, StorageId
+from sharedlog.rpc.grpc_client import GrpcTransport
+from sharedlog.rpc.grpc_server import GrpcServer
+from sharedlog.rpc.methods import LIST_LOGLETS, READ_LOGLET
+from sharedlog.rpc.transport import ClientStream
+from sharedlog.v1 import log_server_pb2, types_pb2
+
+STORAGE = StorageId("a" * 32)
+LOGLET = LogletId(LogId(7), 0)
+OTHER = LogletId(LogId(8), 3)
+ME = SequencerId(NodeId("n1"), Generation(4))
+RIVAL = SequencerId(NodeId("n2"), Generation(1))
+CLUSTER = "c" * 32
+
+CLOCK = SystemClock()
+WAIT_S = 10.0
+
+
+def placed(
+    first: int,
+    count: int = 1,
+    *,
+    loglet: LogletId = LOGLET,
+    committed: int = 0,
+    text: str = "",
+    record_bytes: int = 0,
+) -> bytes:
+    """A placed batch of `count` records that say their offsets; `text` tells it from another."""
+    values = [f"{loglet}/{first + index}{text}".encode() for index in range(count)]
+    batch = encode_records((value.ljust(record_bytes, b"."), None, None) for value in values)
+    crc = parse_batch_header(batch).crc32c
+    placement = Placement(loglet, Offset(first), count, 1_000 + first, Offset(committed), crc)
+    return place_batch(placement, batch)
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    """The same with one bit turned over; a negative place counts from the end."""
+    damaged = bytearray(data)
+    damaged[at] ^= 0x10
+    return bytes(damaged)
+
+
+def request(
+    batches: Sequence[bytes] = (),
+    *,
+    opens: Sequence[OpenLoglet] = (),
+    sequencer: SequencerId = ME,
+    storage_id: StorageId = STORAGE,
+) -> StoreRequest:
+    """A store request."""
+    return StoreRequest(storage_id, sequencer, list(opens), list(batches))
+
+
+def opened(loglet: LogletId = LOGLET, base: int = 0) -> OpenLoglet:
+    """An entry that opens a loglet."""
+    return OpenLoglet(loglet, Offset(base))
+
+
+def open_store(
+    directory: Path,
+    *,
+    config: LogServerConfig | None = None,
+    node_id: str = "n1",
+    cluster_id: str = CLUSTER,
+    storage_id: str = STORAGE,
+) -> LmdbLogStore:
+    """A store on disk; made anew if there is none."""
+    return LmdbLogStore.open(
+        directory,
+        node_id=NodeId(node_id),
+        cluster_id=cluster_id,
+        new_id=lambda: storage_id,
+        config=config or LogServerConfig(reserve_bytes=0),
+    )
+
+
+def damage_file(directory: Path, needle: bytes) -> None:
+    """Turn over one bit of a closed store's data file wherever it has these bytes.
+
+    LMDB leaves old versions of a page behind, above and below the one that counts.
+    """
+    path = directory / "data.mdb"
+    data = path.read_bytes()
+    assert needle in data
+    path.write_bytes(data.replace(needle, flipped(needle, 0)))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until it holds; for what has no event of its own."""
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await CLOCK.sleep(0.002)
+
+
+@dataclass(slots=True)
+class Served:
+    """A log server behind a real gRPC port, and a transport to it."""
+
+    server: LogServer
+    store: LogStore
+    address: str
+    transport: GrpcTransport
+    registry: CollectorRegistry
+    run: asyncio.Task[None]
+
+    @property
+    def storage_id(self) -> StorageId:
+        return self.server.storage_id
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Value of a metric, without the package's prefix."""
+        return self.registry.get_sample_value(f"sharedlog_log_server_{name}", labels) or 0.0
+
+    def stores(self) -> ClientStream[StoreRequest, StoreResponse]:
+        """A new replication stream."""
+        return self.transport.stream(self.address, STORE)
+
+    async def store_all(self, *requests: StoreRequest) -> list[StoreResponse]:
+        """Send requests on a stream of their own; all responses until its end."""
+        stream = self.stores()
+        async with asyncio.timeout(WAIT_S):
+            for message in requests:
+                await stream.send(message)
+            await stream.end()
+            found = []
+            while (response := await stream.receive()) is not None:
+                found.append(response)
+        stream.cancel()
+        return found
+
+    async def seal(self, loglet: LogletId = LOGLET, base: int = 0) -> SealResponse:
+        message = SealRequest(self.storage_id, loglet, Offset(base))
+        return await self.transport.call(self.address, SEAL, message, timeout_s=WAIT_S)
+
+    async def list_loglets(self) -> list[log_server_pb2.LogletStatus]:
+        message = log_server_pb2.ListLogletsRequest(storage_id=self.storage_id)
+        answer = await self.transport.call(self.address, LIST_LOGLETS, message, timeout_s=WAIT_S)
+        return list(answer.loglets)
+
+    async def read(
+        self,
+        start: int = 0,
+        *,
+        loglet: LogletId = LOGLET,
+        end: int | None = None,
+        segment_end: int | None = None,
+        no_wait: bool = False,
+    ) -> ClientStream[log_server_pb2.ReadLogletRequest, log_server_pb2.ReadLogletResponse]:
+        """A new read stream."""
+        stream = self.transport.stream(self.address, READ_LOGLET)
+        wire = types_pb2.LogletId(log_id=loglet.log_id, segment_index=loglet.segment_index)
+        message = log_server_pb2.ReadLogletRequest(
+            storage_id=self.storage_id, loglet=wire, start=start, no_wait=no_wait
+        )
+        if end is not None:
+            message.end = end
+        if segment_end is not None:
+            message.segment_end = segment_end
+        await stream.send(message)
+        return stream
+
+
+@asynccontextmanager
+async def serve(store: LogStore, config: LogServerConfig | None = None) -> AsyncIterator[Served]:
+    """A log server over this store, on a free port; the store is closed at the end."""
+    registry = CollectorRegistry()
+    server = LogServer(
+        node_id=NodeId("n1"),
+        store=store,
+        clock=CLOCK,
+        config=config or LogServerConfig(),
+        metrics=LogServerMetrics(registry),
+    )
+    grpc_server = GrpcServer()
+    server.register(grpc_server)
+    port = await grpc_server.start("127.0.0.1:0")
+    transport = GrpcTransport()
+    run = asyncio.create_task(server.run(), name="log-server")
+    try:
+        yield Served(server, store, f"127.0.0.1:{port}", transport, registry, run)
+    finally:
+        await transport.close()
+        await grpc_server.stop(grace_s=0)
+        run.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await run
+        await store.close()

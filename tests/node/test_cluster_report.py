@@ -1,0 +1,266 @@
+"""The cluster's status, put together from what nodes answer; cheap however many logs there are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import pytest
+
+from metadata.records import LogRecord, NodeRecord, Replica, Segment
+from metadata.store import Version
+from metadata.view import ClusterView
+from node.cluster_service import LOG_PROBLEMS_MAX, LOGS_LISTED_MAX, ClusterReport, LocalReport
+from node.peers import Peers
+from sharedlog.clock import SystemClock
+from sharedlog.errors import SharedLogError, Unreachable, WrongStorage
+from sharedlog.ids import Generation, LogId, NodeId, Offset, SequencerId, StorageId
+from sharedlog.rpc.methods import GET_STATUS, LIST_LOGLETS
+from sharedlog.rpc.transport import ClientStream, Method, Req, Resp
+from sharedlog.v1 import cluster_pb2, log_server_pb2
+
+NAMES = ("n1", "n2", "n3")
+ROLES = ("log-server", "sequencer")
+
+
+def node(name: str, *, generation: int = 1, store: str = "") -> NodeRecord:
+    return NodeRecord(
+        node_id=NodeId(name),
+        generation=Generation(generation),
+        storage_id=StorageId(store or name * 16),
+        address=f"{name}:1",
+        http_address="",
+        location="",
+        roles=ROLES,
+    )
+
+
+def log(name: str, sequencer: str = "n1", log_id: int = 1) -> LogRecord:
+    replicas = tuple(
+        Replica(node_id=NodeId(it), storage_id=StorageId(it * 16), location=f"zone-{log_id % 3}")
+        for it in NAMES
+    )
+    segment = Segment(
+        index=0,
+        base=Offset(0),
+        sequencer=SequencerId(NodeId(sequencer), Generation(1)),
+        nodeset=replicas,
+        write_quorum=2,
+    )
+    return LogRecord(
+        log_id=LogId(log_id),
+        name=name,
+        replicas=3,
+        write_quorum=2,
+        created_ms=0,
+        create_nonce="",
+        chain=(segment,),
+    )
+
+
+@dataclass(slots=True)
+class FakeView:
+    """What a `ClusterView` would know."""
+
+    records: list[LogRecord]
+    known: dict[str, NodeRecord] = field(default_factory=lambda: {it: node(it) for it in NAMES})
+    connected: bool = True
+    damaged: Mapping[str, SharedLogError] = field(default_factory=dict)
+
+    def nodes(self) -> list[NodeRecord]:
+        return [self.known[name] for name in sorted(self.known)]
+
+    def node(self, node_id: NodeId) -> NodeRecord | None:
+        return self.known.get(node_id)
+
+    def logs(self) -> list[tuple[LogRecord, Version]]:
+        return [(record, Version(1)) for record in sorted(self.records, key=lambda it: it.name)]
+
+
+class FakeNodes:
+    """A transport whose far ends are three nodes that do as they are told."""
+
+    def __init__(self, view: FakeView) -> None:
+        self.view = view
+        self.calls: Counter[str] = Counter()
+        self.down: set[str] = set()
+        self.read_only: set[str] = set()
+        self.lagging: dict[int, list[str]] = {}  # as n1 tells it
+        self.tails: dict[str, int] = {}  # committed tail that a node knows of every log
+        self.asked_max = 0
+
+    async def call(
+        self, address: str, method: Method[Req, Resp], request: Req, *, timeout_s: float
+    ) -> Resp:
+        self.calls[method.path] += 1
+        name = address.partition(":")[0]
+        if name in self.down:
+            raise Unreachable(f"can't reach {address}")
+        if method.path == GET_STATUS.path:
+            return cast("Resp", self.status(name))
+        assert method.path == LIST_LOGLETS.path
+        assert isinstance(request, log_server_pb2.ListLogletsRequest)
+        if request.storage_id != self.view.known[name].storage_id:
+            raise WrongStorage("another store")
+        self.asked_max = max(self.asked_max, len(request.loglets))
+        statuses = [
+            log_server_pb2.LogletStatus(loglet=it, committed_tail=self.tails.get(name, 0))
+            for it in request.loglets
+        ]
+        return cast("Resp", log_server_pb2.ListLogletsResponse(loglets=statuses))
+
+    def status(self, name: str) -> cluster_pb2.GetStatusResponse:
+        record = self.view.known[name]
+        own = cluster_pb2.NodeStatus(
+            node_id=name,
+            alive=True,
+            generation=record.generation,
+            storage_id=record.storage_id,
+            read_only=name in self.read_only,
+        )
+        logs = [
+            cluster_pb2.LogStatus(log_id=log_id, under_replicated_on=nodes)
+            for log_id, nodes in self.lagging.items()
+            if name == "n1"
+        ]
+        return cluster_pb2.GetStatusResponse(nodes=[own], logs=logs)
+
+    def stream(self, address: str, method: Method[Req, Resp]) -> ClientStream[Req, Resp]:
+        raise NotImplementedError
+
+    async def close(self) -> None: ...
+
+
+class Case:
+    """A report over fake nodes."""
+
+    def __init__(self, *records: LogRecord) -> None:
+        self.view = FakeView(list(records))
+        self.nodes = FakeNodes(self.view)
+        view = cast("ClusterView", self.view)
+        local = LocalReport(
+            cluster_id="c",
+            own=node("n1"),
+            view=view,
+            log_server=None,
+            sequencer=None,
+            clock=SystemClock(),
+            started_s=0,
+        )
+        self.report = ClusterReport(
+            local=local,
+            view=view,
+            peers=Peers(view=view, transport=self.nodes),
+            metadata_url="embedded://h:1",
+        )
+
+    async def status(self) -> cluster_pb2.GetStatusResponse:
+        return await self.report.get_status(cluster_pb2.GetStatusRequest())
+
+    async def problems(self) -> list[str]:
+        return [f"{it.subject}: {it.message}" for it in (await self.status()).problems]
+
+
+async def test_all_is_well() -> None:
+    """No problems; the highest tail that any server knows."""
+    case = Case(log("a"), log("b", "n2", 2))
+    case.nodes.tails = {"n1": 3, "n2": 7}
+    status = await case.status()
+    assert not status.problems
+    assert [(it.name, it.known_tail, it.accepts_appends) for it in status.logs] == [
+        ("a", 7, True),
+        ("b", 7, True),
+    ]
+    assert status.metadata == "embedded://h:1 (a single point of failure)"
+
+
+async def test_a_dead_node_is_told_with_what_it_costs() -> None:
+    """The node itself, the logs that it ordered, and, as warnings, those that lack a copy."""
+    case = Case(log("a", "n1"), log("b", "n2", 2))
+    case.nodes.down = {"n2"}
+    status = await case.status()
+    told = [(int(it.severity), it.subject) for it in status.problems]
+    assert told == [(2, "node n2"), (2, "log b"), (1, "log b"), (1, "log a")]
+    by_name = {it.name: it for it in status.logs}
+    assert by_name["a"].accepts_appends
+    assert not by_name["b"].accepts_appends
+    assert list(by_name["a"].under_replicated_on) == ["n2"]
+    assert [it.alive for it in status.nodes] == [True, False, True]
+
+
+async def test_without_a_write_quorum_a_log_takes_no_appends() -> None:
+    """The sequencer is up, but too few copies can be made."""
+    case = Case(log("a"))
+    case.nodes.down = {"n2", "n3"}
+    assert "log a: takes no appends: 1 of 3 replicas are up, 2 must be" in await case.problems()
+
+
+async def test_a_wiped_store_is_told_once_for_all_its_logs() -> None:
+    """The node is up with another store: it counts as no replica of the old one."""
+    case = Case(*(log(f"log{index}", log_id=index) for index in range(5)))
+    case.view.known["n2"] = node("n2", generation=2, store="f" * 32)
+    problems = await case.problems()
+    assert sum("was its disk wiped?" in problem for problem in problems) == 1
+    assert any("5 segments" in problem for problem in problems)
+    status = await case.status()
+    assert {it.replicas_alive for it in status.logs} == {2}
+
+
+async def test_a_sequencer_of_an_older_life_is_told() -> None:
+    """The node is back, the process that ordered the log is not."""
+    case = Case(log("a"))
+    case.view.known["n1"] = node("n1", generation=2)
+    (problem,) = await case.problems()
+    assert problem.startswith("log a: takes no appends: the sequencer of a, n1 in its life 1")
+
+
+async def test_lagging_replicas_and_full_stores_are_told() -> None:
+    """What only the sequencer knows, and what only the log server knows."""
+    case = Case(log("a"))
+    case.nodes.lagging = {1: ["n3"]}
+    case.nodes.read_only = {"n2"}
+    assert await case.problems() == [
+        "node n2: takes no stores: its disk, or its store's limit, is full",
+        "log a: has fewer than 3 copies: n3 lags",
+    ]
+
+
+async def test_a_lost_metadata_store_comes_first() -> None:
+    """Field note 52: told, with what goes on without it."""
+    case = Case(log("a"))
+    case.view.connected = False
+    assert (await case.problems())[0].startswith("metadata store: does not answer")
+
+
+async def test_somebody_else_at_a_nodes_address_is_not_that_node() -> None:
+    """An answer under another name counts as none."""
+    case = Case(log("a"))
+    case.view.known["n3"] = replace(case.view.known["n3"], address="n2:1")
+    assert any("answers n2" in problem for problem in await case.problems())
+
+
+@pytest.mark.slow
+async def test_ten_thousand_logs_cost_no_more_calls_than_one() -> None:
+    """One status call a node and one listing a log server; a bounded answer, problems first."""
+    records = [log(f"log{index:05}", "n1", index + 1) for index in range(10_000)]
+    records[7_777] = log("log07777", "n2", 7_778)
+    case = Case(*records)
+    case.view.known["n2"] = node("n2", generation=2)
+    status = await case.status()
+    assert case.nodes.calls == {GET_STATUS.path: 3, LIST_LOGLETS.path: 3}
+    assert case.nodes.asked_max == LOGS_LISTED_MAX
+    assert len(status.logs) == LOGS_LISTED_MAX
+    assert status.log_count == 10_000
+    assert status.logs[0].name == "log07777"
+    case.nodes.down = {"n1"}
+    status = await case.status()
+    assert len(status.problems) == 1 + LOG_PROBLEMS_MAX + 1
+    assert any("more problems like these" in it.message for it in status.problems)
+
+
+def test_the_fake_is_a_view() -> None:
+    """It has what the report uses of the real one."""
+    for name in ("nodes", "node", "logs", "connected", "damaged"):
+        assert hasattr(cast("Any", ClusterView), name)

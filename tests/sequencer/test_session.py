@@ -1,0 +1,131 @@
+"""One append session: results in order, and back-pressure."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+import pytest
+
+from sequencer.core import InFlight
+from sequencer.session import AppendSession, SessionSlot
+from sharedlog.errors import CorruptBatch, Unreachable
+from sharedlog.ids import Generation, NodeId, Offset, SequencerId
+from sharedlog.v1 import log_pb2
+
+MEGABYTE = b"x" * 1_000_000
+
+
+class FakeStream:
+    """A client: what it has sent, what it has read, and whether it reads at all."""
+
+    def __init__(self, batches: list[bytes], *, reads_max: int = 1_000_000) -> None:
+        self.to_send = deque(batches)
+        self.sent = 0
+        self.answers: list[log_pb2.AppendSessionResponse] = []
+        self.reads_max = reads_max
+        self.gone = asyncio.Event()
+
+    async def send(self, message: log_pb2.AppendSessionResponse) -> None:
+        if len(self.answers) >= self.reads_max:
+            await self.gone.wait()
+            raise Unreachable("the client went away")
+        self.answers.append(message)
+
+    async def receive(self) -> log_pb2.AppendSessionRequest | None:
+        if not self.to_send:
+            return None
+        self.sent += 1
+        return log_pb2.AppendSessionRequest(batch=self.to_send.popleft())
+
+    def results(self) -> list[log_pb2.AppendResult]:
+        return [result for answer in self.answers for result in answer.results]
+
+
+def make_session(
+    stream: FakeStream, submitted: list[SessionSlot], *, bytes_max: int = 8_000_000
+) -> AppendSession:
+    def submit(batch: bytes, slot: SessionSlot) -> None:
+        if batch == b"bad":
+            raise CorruptBatch("bad")
+        submitted.append(slot)
+
+    return AppendSession(
+        stream,
+        me=SequencerId(NodeId("n1"), Generation(1)),
+        bytes_max=bytes_max,
+        submit=submit,
+        wait_for_room=lambda: None,
+    )
+
+
+def commit(slot: SessionSlot, first: int) -> None:
+    slot.committed(InFlight(Offset(first), Offset(first + 1), 7, b"", None))
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_results_leave_in_the_order_of_the_requests() -> None:
+    """The third was refused at once; its result still comes third, after those of the others."""
+    stream, submitted = FakeStream([b"a", b"b", b"bad", b"c"]), list[SessionSlot]()
+    session = make_session(stream, submitted)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(session.run())
+        await settle()
+        assert stream.results() == []
+        commit(submitted[1], 11)
+        await settle()
+        assert stream.results() == [], "the first is not done"
+        commit(submitted[0], 10)
+        await settle()
+        assert [result.first_offset for result in stream.results()] == [10, 11, 0]
+        assert stream.results()[2].error.kind == "CorruptBatch"
+        commit(submitted[2], 12)
+    assert [result.first_offset for result in stream.results()] == [10, 11, 0, 12]
+
+
+async def test_a_session_is_not_read_beyond_its_bound() -> None:
+    """Unanswered bytes are bounded while no write quorum answers; a lone batch always fits."""
+    stream, submitted = FakeStream([MEGABYTE] * 50), list[SessionSlot]()
+    session = make_session(stream, submitted)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(session.run())
+        await settle()
+        assert stream.sent == 9, "eight fill the bound, the one that goes beyond it is the last"
+        for number, slot in enumerate(submitted[:4]):
+            commit(slot, number)
+        await settle()
+        assert stream.sent == 13
+        for number in range(4, 50):
+            while number >= len(submitted):
+                await settle()
+            commit(submitted[number], number)
+    assert [result.first_offset for result in stream.results()] == list(range(50))
+
+
+async def test_a_client_that_reads_no_acks_is_read_no_further() -> None:
+    """Committed but unread results count against the bound: nothing piles up in the node."""
+    stream, submitted = FakeStream([MEGABYTE] * 50, reads_max=1), list[SessionSlot]()
+    session = make_session(stream, submitted)
+    running = asyncio.create_task(session.run())
+    committed = 0
+    for _ in range(20):
+        await settle()
+        for slot in submitted[committed:]:
+            commit(slot, committed)
+            committed += 1
+    # One message of results waits to be written; what it holds was released before.
+    assert stream.sent < 25
+    stream.gone.set()
+    with pytest.raises(Unreachable):
+        await running
+
+
+async def test_a_session_without_batches_ends_well() -> None:
+    stream = FakeStream([])
+    await make_session(stream, []).run()
+    assert stream.answers[0].opened.sequencer.node_id == "n1"
+    assert stream.results() == []
