@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from loglet.messages import Stored, StoreResponse
@@ -35,6 +36,12 @@ class Answers:
             self.fail(answer)
         elif self._error is None:
             self._ready.append(answer)
+            self._notify()
+
+    def skip(self) -> None:
+        """A request that needs no answer is done."""
+        self.outstanding -= 1
+        if self._ended:
             self._notify()
 
     def fail(self, error: SharedLogError) -> None:
@@ -90,9 +97,10 @@ def merge(responses: Sequence[StoreResponse]) -> StoreResponse:
             run = last.get(stored.loglet)
             if run is not None and run.end == stored.first and run.first < run.end < stored.end:
                 run.end = stored.end
+                run.watched = run.watched or stored.watched
                 continue
             # A copy: what a response holds may have been passed on as it is.
-            last[stored.loglet] = run = Stored(stored.loglet, stored.first, stored.end)
+            last[stored.loglet] = run = replace(stored)
             merged.stored.append(run)
         merged.refused += response.refused
         merged.confirmed += response.confirmed

@@ -27,6 +27,11 @@ class LogServerConfig:
     """Newest batches that are kept in memory, so that followers do not touch the disk; beside them
     those of the running commit. 0 keeps only the latter."""
 
+    page_cache_bytes: int = 0
+    """Newest part of the store that stays in the operating system's page cache after it was synced;
+    0 leaves that to the operating system. For several nodes on one machine; see
+    `loglet/page_cache.py`."""
+
     open_reads_max: int = 4_096
     """Read streams at once; further ones are refused as overloaded."""
 
@@ -72,10 +77,9 @@ class LogServerConfig:
             raise InvalidArgument("read_threads must be between 1 and 64")
         if min(self.heartbeat_s, self.overloaded_retry_s) <= 0:
             raise InvalidArgument("heartbeat_s and overloaded_retry_s must be positive")
-        if min(self.tail_cache_bytes, self.store_bytes_max, self.reserve_bytes) < 0:
-            raise InvalidArgument(
-                "tail_cache_bytes, store_bytes_max and reserve_bytes must not be negative"
-            )
+        sizes = ("tail_cache_bytes", "page_cache_bytes", "store_bytes_max", "reserve_bytes")
+        if min(getattr(self, name) for name in sizes) < 0:
+            raise InvalidArgument(f"{', '.join(sizes)} must not be negative")
         if self.store_bytes_max and self.store_bytes_max < max(2 * self.reserve_bytes, MIB):
             raise InvalidArgument(
                 f"store_bytes_max must be 0, or at least twice reserve_bytes and {MIB}"

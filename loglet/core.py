@@ -47,8 +47,10 @@ Deliberately not here: repair stores, trim and tombstones; reads; anything that 
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from loglet.messages import (
     CommittedTail,
@@ -86,6 +88,8 @@ BATCH_OVERHEAD_BYTES = 8192
 """Room that a batch takes beyond its own bytes: a key, and what is lost to whole pages."""
 
 _OFFSET_MAX = 2**63
+_FIRST = attrgetter("first")
+_END = attrgetter("end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +144,9 @@ class _Group:
     held: Held
     room_bytes: int
     decision: Decision
-    # Batches taken in this group: they are held from here on, but no store can tell.
-    fresh: dict[LogletId, list[HeldBatch]] = field(default_factory=dict)
+    # What was looked up and what this group took, which no store can tell yet; sorted by offset,
+    # for a stream that was made anew may repeat thousands of batches. See `_known`.
+    known: dict[LogletId, list[HeldBatch]] = field(default_factory=dict)
 
 
 class LogServerCore:
@@ -197,6 +202,7 @@ class LogServerCore:
     def plan(self, requests: Sequence[Request]) -> Plan:
         """Verify a group's batches and say what must be looked up. Changes nothing."""
         plan = Plan(requests, [], [])
+        ranges: dict[LogletId, LookUp] = {}  # the last of each loglet, which the next may prolong
         for request in requests:
             try:
                 self.check_storage(request.storage_id)
@@ -209,8 +215,16 @@ class LogServerCore:
             for placement, _ in found:
                 state = self._loglets.get(placement.loglet)
                 if state is not None and placement.first < state.local_tail:
-                    start = Offset(max(placement.first - 1, 0))
-                    plan.look_ups.append(LookUp(placement.loglet, start, placement.end))
+                    wanted = LookUp(
+                        placement.loglet, Offset(max(placement.first - 1, 0)), placement.end
+                    )
+                    last = ranges.get(placement.loglet)
+                    if last is not None and last.start <= wanted.start <= last.end:
+                        wanted = replace(last, end=max(last.end, wanted.end))
+                    elif last is not None:
+                        plan.look_ups.append(last)
+                    ranges[placement.loglet] = wanted
+        plan.look_ups.extend(ranges.values())
         return plan
 
     def decide(self, plan: Plan, held: Held, *, room_bytes: int) -> Decision:
@@ -355,8 +369,12 @@ class LogServerCore:
         group.room_bytes -= size
         state.local_tail = max(state.local_tail, end)
         group.decision.writes.append(PutBatch(loglet, first, end, placed))
-        fresh = group.fresh.setdefault(loglet, [])
-        fresh.append(HeldBatch(first, end, placed[:PLACEMENT_BYTES]))
+        known = _known(group, loglet)
+        taken = HeldBatch(first, end, placed[:PLACEMENT_BYTES])
+        if known and known[-1].first > first:
+            insort(known, taken, key=_FIRST)  # it fills a hole
+        else:
+            known.append(taken)
 
     def _confirm(self, confirms: Iterable[ConfirmUnsealed]) -> list[Confirmed]:
         """Sealed or not at this point of the queue; a loglet that is not known is not sealed."""
@@ -425,7 +443,8 @@ def _refuse(
 ) -> None:
     if loglet not in refused:
         refused.add(loglet)
-        response.refused.append(StoreRefused(loglet, first, error))
+        # Without its traceback, whose frames hold the whole group: a receiver may keep the error.
+        response.refused.append(StoreRefused(loglet, first, error.with_traceback(None)))
 
 
 def _record(state: LogletState) -> PutLoglet:
@@ -434,8 +453,20 @@ def _record(state: LogletState) -> PutLoglet:
 
 def _overlapping(group: _Group, loglet: LogletId, first: Offset, end: Offset) -> list[HeldBatch]:
     """Held batches, on disk or taken in this group, that have an offset of [first, end)."""
-    candidates = (*group.held.get(loglet, ()), *group.fresh.get(loglet, ()))
-    return [batch for batch in candidates if batch.first < end and batch.end > first]
+    known = _known(group, loglet)
+    found = []
+    for index in range(bisect_right(known, first, key=_END), len(known)):
+        if known[index].first >= end:
+            break
+        found.append(known[index])
+    return found
+
+
+def _known(group: _Group, loglet: LogletId) -> list[HeldBatch]:
+    known = group.known.get(loglet)
+    if known is None:
+        known = group.known[loglet] = sorted(group.held.get(loglet, ()), key=_FIRST)
+    return known
 
 
 def _compare(placement: Placement, placed: bytes, held: Sequence[HeldBatch]) -> None:

@@ -19,7 +19,9 @@ through.
 is `StoreReadOnly`. That holds if the sync reported it, too: the pages that were not synced belong
 to no root, and the next transaction writes and syncs them again. If LMDB failed while it wrote the
 root itself, it refuses every further transaction. All else is `StoreFailed`: after a failed sync
-nobody knows what is on the disk, and trying again would only hide it (Field note 23).
+nobody knows what is on the disk, and trying again would only hide it (Field note 23). A disk that
+somebody else filled to the last byte, reserve and all, can show as a short write, which LMDB tells
+as `EIO`: then the process stops, which is safe, rather than go on read-only.
 
 **Restart** reads the records of loglets, and for each loglet the last key and the first bytes of
 its value; no data is scanned. A damaged record there is `StoreFailed`, and the process does not
@@ -48,6 +50,7 @@ import lmdb
 from loglet import keys
 from loglet.config import LogServerConfig
 from loglet.core import BATCH_OVERHEAD_BYTES
+from loglet.page_cache import PageCacheBound
 from loglet.store import LogletState, PutBatch, PutLoglet, StoreSpace, Write
 from sharedlog.batch import PLACEMENT_BYTES, parse_placement
 from sharedlog.errors import (
@@ -109,6 +112,13 @@ class LmdbLogStore:
         self._lock = lock
         self._statvfs = statvfs
         self._page_bytes: int = env.stat()["psize"]
+        self._page_cache: PageCacheBound | None = None
+        if config.page_cache_bytes:
+            self._page_cache = PageCacheBound(
+                directory / _DATA_FILE,
+                keep_bytes=config.page_cache_bytes,
+                written_bytes=self._used_bytes(),
+            )
         self._writer = _Writer(self._commit)
         self._readers = ThreadPoolExecutor(config.read_threads, thread_name_prefix="store-read")
 
@@ -182,7 +192,7 @@ class LmdbLogStore:
 
     def space(self) -> StoreSpace:
         """See `LogStore.space`."""
-        used = (self._env.info()["last_pgno"] + 1) * self._page_bytes
+        used = self._used_bytes()
         disk = self._statvfs(self._directory)
         free = disk.f_bavail * disk.f_frsize
         if self._config.store_bytes_max:
@@ -196,6 +206,9 @@ class LmdbLogStore:
     def _close(self) -> None:
         self._writer.stop()
         self._readers.shutdown()
+        if self._page_cache is not None:
+            self._page_cache.close()
+            self._page_cache = None
         self._env.close()
         if self._lock >= 0:
             os.close(self._lock)
@@ -216,6 +229,12 @@ class LmdbLogStore:
             if _error_number(error) in _NO_ROOM:
                 raise StoreReadOnly(f"the store's disk is full: {error}") from error
             raise StoreFailed(f"writing the store failed: {error}") from error
+        if self._page_cache is not None:
+            self._page_cache.on_synced(self._used_bytes())
+
+    def _used_bytes(self) -> int:
+        used: int = (self._env.info()["last_pgno"] + 1) * self._page_bytes
+        return used
 
     def _read(
         self, loglet: LogletId, start: Offset, end: Offset, max_bytes: int
@@ -368,11 +387,17 @@ def _read_identity(env: Any) -> keys.Identity | None:
 
 
 def _write_identity(env: Any, identity: keys.Identity, directory: Path) -> None:
-    """Write it, and make the directory's own entries durable, which LMDB does not."""
+    """Write it, and make the way to it durable, which LMDB does not.
+
+    Any directory above may be new, and its entry not synced. One that can't be opened is not ours.
+    """
     with env.begin(write=True) as txn:
         txn.put(keys.IDENTITY_KEY, keys.encode_identity(identity))
-    for path in (directory, directory.parent):
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    for path in (directory, *directory.absolute().parents):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except PermissionError:
+            break
         try:
             os.fsync(descriptor)
         finally:

@@ -60,6 +60,7 @@ class Stored:
     loglet: LogletId
     first: Offset
     end: Offset
+    watched: bool = False  # somebody reads it here: the committed tail is wanted at once
 
 
 @dataclass(slots=True)

@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from loglet.cache import TailCache
 from loglet.config import LogServerConfig
 from loglet.core import LogServerCore
+from loglet.messages import StoreResponse
 from loglet.metrics import LogServerMetrics
 from loglet.store import LogletState, LogStore
 from loglet.wire import DAMAGED, HOLE, TRIMMED, Gap, ReadQuery, read_answer, read_query
@@ -39,6 +42,24 @@ class Watchers:
 
     def __init__(self) -> None:
         self._waiting: dict[LogletId, set[asyncio.Future[None]]] = {}
+        self._readers: Counter[LogletId] = Counter()
+
+    @contextmanager
+    def reading(self, loglet: LogletId) -> Iterator[None]:
+        """A read of the loglet is open."""
+        self._readers[loglet] += 1
+        try:
+            yield
+        finally:
+            self._readers[loglet] -= 1
+            if not self._readers[loglet]:
+                del self._readers[loglet]
+
+    def mark_watched(self, response: StoreResponse) -> None:
+        """Tell the sequencer which of the loglets somebody reads here."""
+        if self._readers:
+            for stored in response.stored:
+                stored.watched = stored.loglet in self._readers
 
     def wake(self, loglets: Iterable[LogletId]) -> None:
         """Wake everybody who waits for one of them."""
@@ -112,7 +133,8 @@ class ReadService:
         self._open_reads += 1
         self._metrics.open_reads.inc()
         try:
-            await self._run(query, stream)
+            with self._watchers.reading(query.loglet):
+                await self._run(query, stream)
         finally:
             self._open_reads -= 1
             self._metrics.open_reads.dec()

@@ -297,6 +297,8 @@ class LogServer:
                     _release(queued, reason or StoreFailed("the log server failed"))
                 raise
             for queued, answer in zip(group, answers, strict=True):
+                if isinstance(answer, StoreResponse):
+                    self._watchers.mark_watched(answer)
                 _release(queued, answer)
 
     def _take(self) -> list[_Queued]:
@@ -435,7 +437,7 @@ def _release(queued: _Queued, answer: Answer) -> None:
         if isinstance(answer, SharedLogError) or _says_something(queued.request, answer):
             to.put(answer)
         else:
-            to.outstanding -= 1
+            to.skip()
     elif not to.done():
         if isinstance(answer, SealResponse):
             to.set_result(answer)

@@ -108,7 +108,12 @@ def encode_store_response(response: StoreResponse) -> bytes:
     """Bytes of a `StoreResponse`."""
     wire = log_server_pb2.StoreResponse()
     for stored in response.stored:
-        wire.stored.add(loglet=loglet_to_proto(stored.loglet), first=stored.first, end=stored.end)
+        wire.stored.add(
+            loglet=loglet_to_proto(stored.loglet),
+            first=stored.first,
+            end=stored.end,
+            watched=stored.watched,
+        )
     for refused in response.refused:
         wire.refused.add(
             loglet=loglet_to_proto(refused.loglet),
@@ -127,7 +132,7 @@ def decode_store_response(data: bytes) -> StoreResponse:
     wire = log_server_pb2.StoreResponse.FromString(data)
     return StoreResponse(
         [
-            Stored(loglet_from_proto(it.loglet), Offset(it.first), Offset(it.end))
+            Stored(loglet_from_proto(it.loglet), Offset(it.first), Offset(it.end), it.watched)
             for it in wire.stored
         ],
         [

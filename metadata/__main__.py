@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import signal
 import sys
@@ -22,31 +21,13 @@ from metadata.embedded import EmbeddedMetadataStore
 from metadata.errors import MetadataCorrupt
 from metadata.service import MetadataService
 from sharedlog.clock import SystemClock
+from sharedlog.logs import JsonFormatter
 from sharedlog.rpc.grpc_server import GrpcServer
 
 log = logging.getLogger("metadata")
 
 GRACE_S: Final = 2.0
 """Calls that run at a stop get so long to end. Watches are ended at once."""
-
-_PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object: time_ms, level, logger, event, and the record's extra fields."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """See `logging.Formatter.format`."""
-        line: dict[str, object] = {
-            "time_ms": int(record.created * 1000),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "event": record.getMessage(),
-        }
-        line |= {name: value for name, value in vars(record).items() if name not in _PLAIN}
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
 
 
 async def serve(listen: str, directory: Path) -> int:

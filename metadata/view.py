@@ -98,6 +98,41 @@ class ClusterView:
         """All logs known here, in order of their names; maybe stale."""
         return [self._logs[key] for key in sorted(self._logs)]
 
+    async def fetch_node(self, node_id: NodeId) -> NodeRecord | None:
+        """A node, maybe stale; one that is not known here is asked of the store. None: unknown.
+
+        Raises:
+            MetadataUnavailable: not known here, and the store does not answer. MetadataCorrupt.
+        """
+        found = self.node(node_id)
+        if found is not None:
+            return found
+        entry = await self._store.get(NODES_PREFIX + node_id)
+        return None if entry is None else decode_node(entry)
+
+    async def refresh_nodes(self) -> list[NodeRecord]:
+        """All nodes as the store has them now, or newer, in order of their ids.
+
+        Of a damaged record the last good one, if there was one: it is in `damaged`.
+
+        Raises:
+            MetadataUnavailable: the store does not answer.
+        """
+        entries = await self._store.list(NODES_PREFIX)
+        self._connected = True
+        fresh: list[NodeRecord] = []
+        for entry in entries:
+            known = self._nodes.get(entry.key)
+            if known is not None and known[1] >= entry.version:
+                fresh.append(known[0])  # the watch may have told more meanwhile
+                continue
+            try:
+                fresh.append(decode_node(entry))
+            except MetadataCorrupt:
+                if known is not None:
+                    fresh.append(known[0])
+        return sorted(fresh, key=lambda node: node.node_id)
+
     async def fetch_log(self, name: str) -> tuple[LogRecord, Version]:
         """A log, maybe stale; one that is not known here is asked of the store.
 

@@ -31,6 +31,10 @@ Role = Literal["log-server", "sequencer", "metadata"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 ENV_PREFIX: Final = "SHAREDLOG_"
+_OF_THE_COMMAND: Final = frozenset(
+    f"{ENV_PREFIX}{name}" for name in ("ADDRESS", "CONTEXT", "CONFIG", "DEBUG")
+)
+"""Variables of `sharedlog`, which an operator may have set for the same shell."""
 _WILDCARD_HOSTS: Final = frozenset(("", "*", "0.0.0.0", "::"))  # noqa: S104  told apart, not bound
 
 
@@ -230,9 +234,11 @@ def load_config(
 
 
 def unknown_variables(environ: Iterable[str]) -> list[str]:
-    """Variables that look like ours and are no field of the node."""
+    """Variables that look like ours and are neither a field of the node nor the command's."""
     return sorted(
-        name for name in environ if name.startswith(ENV_PREFIX) and _place_of(name) is None
+        name
+        for name in environ
+        if name.startswith(ENV_PREFIX) and name not in _OF_THE_COMMAND and _place_of(name) is None
     )
 
 

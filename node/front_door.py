@@ -79,11 +79,13 @@ class FrontDoor:
         check_log_name(request.name)
         if len(request.nonce) > 64:
             raise InvalidArgument("the nonce has more than 64 characters")
-        alive = await self._peers.alive_nodes()
+        # A lagging view would miss nodes that are ready, and refuse the log or make it too small.
+        nodes = await self._view.refresh_nodes()
+        alive = await self._peers.alive_of(nodes)
         record, version = await create_log(
             self._store,
             name=request.name,
-            replicas=request.replicas or self._usual_replicas(self._view.nodes()),
+            replicas=request.replicas or self._usual_replicas(nodes),
             write_quorum=request.write_quorum,
             nonce=request.nonce or self._new_id(),
             alive=alive,
@@ -91,7 +93,8 @@ class FrontDoor:
             log_id=LogId(self._random.getrandbits(64)),
             now_ms=self._clock.now_ms(),
         )
-        return log_pb2.CreateLogResponse(log=self._describe(record, version))
+        by_id = {node.node_id: node for node in nodes}
+        return log_pb2.CreateLogResponse(log=describe_log(record, version, by_id.get))
 
     async def describe_log(
         self, request: log_pb2.DescribeLogRequest

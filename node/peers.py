@@ -39,9 +39,8 @@ class Peers:
         """What each node says of itself, or why it does not."""
         return await in_parallel(self._status, nodes)
 
-    async def alive_nodes(self) -> list[NodeRecord]:
-        """Nodes that answer, in the life that the view knows; a log server must take stores too."""
-        nodes = self._view.nodes()
+    async def alive_of(self, nodes: Sequence[NodeRecord]) -> list[NodeRecord]:
+        """Those that answer, in the life that is asked for; a log server must take stores too."""
         alive = []
         for node, answer in zip(nodes, await self.statuses(nodes), strict=True):
             if isinstance(answer, SharedLogError):

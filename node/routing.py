@@ -7,7 +7,7 @@ reconfigured, and the caller is told so.
 
 The cached view may be behind. Being behind is harmless, for the asked process checks its own part
 again, but a caller should not be turned away for it: before an answer that says "gone" the chain is
-read again, once.
+read again, once, and so is a node that the view lacks.
 """
 
 from __future__ import annotations
@@ -58,13 +58,14 @@ class Router:
         """
         record, _ = await self._view.fetch_log(name)
         try:
-            return self._resolve(record)
+            return self._resolve(record, self._view.node(record.open_segment.sequencer.node_id))
         except (LogUnavailable, NotSequencer):
-            return self._resolve(await self._fresh(record))
+            return await self.find_again(record)
 
     async def find_again(self, record: LogRecord) -> Route:
         """As `find`, after the process that an older `record` named said that it is not the one."""
-        return self._resolve(await self._fresh(record))
+        fresh = await self._fresh(record)
+        return self._resolve(fresh, await self._node(fresh.open_segment.sequencer.node_id))
 
     def sequencer_alive(self, record: LogRecord) -> bool:
         """The process that the chain names has not been followed by another life of its node."""
@@ -74,12 +75,12 @@ class Router:
         node = self._view.node(named.node_id)
         return node is not None and node.generation <= named.generation
 
-    def _resolve(self, record: LogRecord) -> Route:
+    def _resolve(self, record: LogRecord, node: NodeRecord | None) -> Route:
+        """The route, given what is known of the node that the chain names."""
         named = record.open_segment.sequencer
         if named == self._me and self._sequencer is not None:
             self._sequencer.check_owner(record)
             return Here(record, self._sequencer)
-        node = self._view.node(named.node_id)
         if node is None:
             raise LogUnavailable(
                 f"the sequencer of {record.name}, {named.node_id}, is unknown here"
@@ -95,6 +96,13 @@ class Router:
         except MetadataUnavailable:
             return record
         return found
+
+    async def _node(self, node_id: NodeId) -> NodeRecord | None:
+        """A node that the view lacks may be new: the store knows. None too if that is away."""
+        try:
+            return await self._view.fetch_node(node_id)
+        except MetadataUnavailable:
+            return None
 
 
 def gone(name: str, node_id: NodeId, generation: int) -> str:

@@ -27,6 +27,10 @@ class SequencerConfig:
     store_message_bytes: int = 1 * MIB
     """Batches that wait for one log server go together up to this size; a larger one alone."""
 
+    tail_push_delay_s: float = 0.02
+    """The committed tail goes to a log server with the next batch, or alone: at once if somebody
+    reads the log there, else after this time."""
+
     connect_timeout_s: float = 2.0
     """A log server that does not answer a new stream's greeting in this time is tried anew."""
 
@@ -67,6 +71,7 @@ class SequencerConfig:
             min(
                 self.connect_timeout_s,
                 self.silence_max_s,
+                self.tail_push_delay_s,
                 self.refused_retry_s,
                 self.overloaded_retry_s,
             )

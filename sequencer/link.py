@@ -95,6 +95,8 @@ class ReplicaLink:
         self._room_wanted = False
         # When the server last said something, or began to owe an answer; None: it owes nothing.
         self._owes_since_s: float | None = None
+        self._watched: set[LogletId] = set()  # as of the server's last answer about each
+        self._push_timer: asyncio.TimerHandle | None = None
 
     def offer(self, loglet: LogletId, batch: InFlight) -> bool:
         """Take a batch to send, or say no: there is no stream or no room."""
@@ -114,14 +116,31 @@ class ReplicaLink:
         self._wake.set()
         return True
 
+    @property
+    def ready(self) -> bool:
+        """There is a stream, and it was not found full since there was last room."""
+        return self.up and not self._room_wanted
+
     def open(self, loglet: LogletId, base: Offset) -> None:
         """Send an open, before any batch that is offered later."""
         self._opens.append(OpenLoglet(loglet, base))
         self._wake.set()
 
     def publish(self, loglet: LogletId, committed: Offset) -> None:
-        """Send the committed tail, with what follows or else at once."""
+        """Send the committed tail, with what follows or else alone.
+
+        Alone at once if somebody reads the loglet there, so that readers never wait for a writer.
+        Else a little later: most often a batch goes out before, and carries it for nothing.
+        """
         self._committed[loglet] = committed
+        if loglet in self._watched:
+            self._wake.set()
+        elif self._push_timer is None:
+            loop = asyncio.get_running_loop()
+            self._push_timer = loop.call_later(self._config.tail_push_delay_s, self._push_now)
+
+    def _push_now(self) -> None:
+        self._push_timer = None
         self._wake.set()
 
     def confirm(self, loglet: LogletId, round_id: int) -> None:
@@ -131,9 +150,13 @@ class ReplicaLink:
 
     def forget(self, loglet: LogletId) -> None:
         """The loglet is over: what it still had in the backlog counts no more."""
+        self._watched.discard(loglet)
+        self._count_no_more(loglet)
+        self._check_room()
+
+    def _count_no_more(self, loglet: LogletId) -> None:
         for _, size in self._unacked.pop(loglet, ()):
             self._backlog_bytes -= size
-        self._check_room()
 
     async def run(self) -> None:
         """Keep a stream up, for ever. **Cancellation:** ends it; what was sent may be stored."""
@@ -218,6 +241,13 @@ class ReplicaLink:
         while (response := await stream.receive()) is not None:
             for stored in response.stored:
                 self._acknowledged(stored.loglet, stored.end)
+                if stored.watched:
+                    self._watched.add(stored.loglet)
+                else:
+                    self._watched.discard(stored.loglet)
+            for refused in response.refused:
+                # Answered, if not well: the server owes nothing for it any more.
+                self._count_no_more(refused.loglet)
             self._owes_since_s = self._clock.monotonic_s() if self._backlog_bytes else None
             self._listener.on_response(self, response)
             self._check_room()
@@ -250,6 +280,10 @@ class ReplicaLink:
     def _drop_all(self) -> None:
         """The stream is gone, and with it everything that waited for it."""
         self._opens, self._committed, self._confirms = [], {}, []
+        self._watched.clear()
+        if self._push_timer is not None:
+            self._push_timer.cancel()
+            self._push_timer = None
         self._batches.clear()
         self._unacked.clear()
         self._backlog_bytes = 0

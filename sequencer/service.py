@@ -31,7 +31,7 @@ from sequencer.core import (
 from sequencer.find_tail import AnswerTail, AskUnsealed, FindTailEffect, FindTailRounds
 from sequencer.link import Directory, ReplicaLink
 from sequencer.metrics import SequencerMetrics
-from sequencer.session import AppendSession, SessionStream
+from sequencer.session import BATCH_COST_BYTES_MIN, AppendSession, SessionStream
 from sharedlog.batch import PLACEMENT_BYTES, check_batch
 from sharedlog.clock import Clock
 from sharedlog.errors import (
@@ -280,7 +280,7 @@ class Sequencer:
         active = self._activate(record, segment)
         entry = _Timed(ticket, self._clock.monotonic_s())
         effects = active.core.on_append(header, batch, entry, self._clock.now_ms())
-        self._in_flight_bytes += len(batch)
+        self._in_flight_bytes += max(len(batch), BATCH_COST_BYTES_MIN)
         self._apply(active, effects)
         self._bring_into_step(active)
 
@@ -325,11 +325,18 @@ class Sequencer:
     # What the links tell.
 
     def on_link_up(self, link: ReplicaLink) -> None:
-        """Bring those logs into step that have something in flight or a tail to find."""
+        """Bring those logs into step that have something in flight or a tail to find.
+
+        A server that has started again has forgotten the tail of the others, too: should no append
+        follow, it would never serve what was committed last.
+        """
         for active, replica in self._members(link):
+            core = active.core
             effects = active.rounds.on_link_ready(replica)
-            if active.core.in_flight or effects:
+            if core.in_flight or effects:
                 self._bring_into_step(active)
+            elif core.committed_tail > core.base:
+                link.publish(core.loglet, core.committed_tail)
             self._apply_tail(active, effects)
 
     def on_link_down(self, link: ReplicaLink) -> None:
@@ -407,7 +414,7 @@ class Sequencer:
     def _bring_into_step(self, active: _Active) -> None:
         core = active.core
         for replica, link in enumerate(active.links):
-            if link.up and not core.in_step(replica) and replica not in active.paused:
+            if not core.in_step(replica) and link.ready and replica not in active.paused:
                 self._apply(active, core.on_ready(replica))
 
     def _out_of_step(self, active: _Active, replica: int) -> None:
@@ -486,7 +493,9 @@ class Sequencer:
         self._released(batches)
 
     def _released(self, batches: Sequence[InFlight]) -> None:
-        self._in_flight_bytes -= sum(len(batch.placed) - PLACEMENT_BYTES for batch in batches)
+        self._in_flight_bytes -= sum(
+            max(len(batch.placed) - PLACEMENT_BYTES, BATCH_COST_BYTES_MIN) for batch in batches
+        )
         self._metrics.in_flight_bytes.set(self._in_flight_bytes)
         room = self._room
         if room is not None and self._in_flight_bytes < self._config.in_flight_bytes_max:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from sequencer.core import InFlight
 from sharedlog.errors import SharedLogError
@@ -23,6 +24,8 @@ from sharedlog.v1 import log_pb2, types_pb2
 
 SessionStream = ServerStream[log_pb2.AppendSessionResponse, log_pb2.AppendSessionRequest]
 _RESULTS_PER_MESSAGE_MAX = 4_096
+BATCH_COST_BYTES_MIN: Final = 512
+"""What a batch in flight counts at least, however small: its own objects take memory too."""
 
 
 class SessionSlot:
@@ -100,7 +103,7 @@ class AppendSession:
     async def _receive(self) -> None:
         while (request := await self._stream.receive()) is not None:
             batch = request.batch
-            slot = SessionSlot(self, len(batch))
+            slot = SessionSlot(self, max(len(batch), BATCH_COST_BYTES_MIN))
             self._slots.append(slot)
             self._unanswered_bytes += slot.size
             try:
@@ -111,7 +114,8 @@ class AppendSession:
                 self._room.clear()
                 await self._room.wait()
             while (room := self._wait_for_room()) is not None:
-                await room
+                # Shared by all sessions: one that is cancelled must not cancel it for the others.
+                await asyncio.shield(room)
         self._input_ended = True
         self._results.set()
 

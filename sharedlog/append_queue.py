@@ -142,12 +142,14 @@ class AppendQueue:
     def put_batch(self, builder: BatchBuilder, *, timeout_s: float, now_s: float) -> AppendBatch:
         """Add a batch of its own, to be appended as a whole.
 
+        It is encoded now and once: the builder is the caller's, who may go on with it.
+
         Raises:
             EmptyBatch, BatchTooLarge: nothing changed.
         """
         data = builder.encode()
         self.cut()
-        batch = AppendBatch(builder, opened_s=now_s, timeout_s=timeout_s)
+        batch = AppendBatch(BatchBuilder(), opened_s=now_s, timeout_s=timeout_s)
         batch.data = data
         batch.size = len(data)
         self.waiting.append(batch)

@@ -358,7 +358,8 @@ class Appender:
                 batch = None if self._abandoned else queue.next_to_send(clock.monotonic_s())
                 if batch is not None:
                     message = log_pb2.AppendSessionRequest(batch=batch.data)
-                    batch.data = b""
+                    if len(batch.builder):  # should it be refused, it is encoded again
+                        batch.data = b""
                     self._wake_caller()
                     await stream.send(message)
                 elif self._closing and not queue.has_unsent() and not queue.sent:

@@ -16,7 +16,7 @@ class AppenderConfig:
     is larger than a bound passes alone, so no bound can stop an appender for good.
     """
 
-    batch_bytes: int = 256 * KIB
+    batch_bytes: int = 512 * KIB
     """A batch of so many encoded bytes is full. Larger ones cost less per byte and wait longer."""
     batch_records: int = 16_384
     """A batch of so many records is full."""

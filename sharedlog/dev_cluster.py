@@ -48,6 +48,9 @@ NODES_MAX: Final = 50
 HTTP_PORT_DISTANCE: Final = 100
 """A node's HTTP port lies so far above its gRPC port, when ports are not chosen freely."""
 
+PAGE_CACHE_BYTES: Final = 64 * 1024 * 1024
+"""Of each node's store: three on one machine must not fill its memory with three copies."""
+
 START_TIMEOUT_S: Final = 30.0
 STOP_GRACE_S: Final = 4.0
 POLL_S: Final = 0.02
@@ -426,9 +429,9 @@ def _node_toml(node: DevNode, metadata_address: str) -> str:
         "roles": ["log-server", "sequencer"],
     }
     # A JSON string or list of strings is a TOML one.
-    return "".join(
-        f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items()
-    )
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
+    lines += ["[log_server]", f"page_cache_bytes = {PAGE_CACHE_BYTES}"]
+    return "\n".join(lines) + "\n"
 
 
 async def _http_ok(address: str, path: str) -> bool:

@@ -31,6 +31,7 @@ from sharedlog.v1 import log_pb2, types_pb2
 
 log = logging.getLogger(__name__)
 
+_TAIL_LAST_TRY_S: Final = 0.1  # for other nodes, when the sequencer's has taken all the time
 _DIRECT_ATTEMPTS: Final = 3  # to find the sequencer's node before another node is to find it
 
 NewRecord = bytes | tuple[bytes, bytes | None, Headers | None]
@@ -247,22 +248,34 @@ class Log:
         """The first unwritten offset, linearizable: what was acknowledged before lies below it.
 
         Raises:
-            LogUnavailable: the sequencer is gone, or no write quorum answers it.
-            LogNotFound. Unreachable, DeadlineExceeded: no node could be asked in time.
+            LogUnavailable: the sequencer is gone.
+            DeadlineExceeded: it does not answer, or no write quorum answers it.
+            LogNotFound. Unreachable: no node could be asked in time.
         """
-        if self._connection.smart:
+        connection = self._connection
+        limit_s = connection.config.timeout_s if timeout_s is None else timeout_s
+        deadline_s = connection.clock.monotonic_s() + limit_s
+        if connection.smart:
             try:
-                found = await self._tail_from_sequencer()
+                found = await self._tail_from_sequencer(limit_s)
             except (Unreachable, DeadlineExceeded):
                 found = None  # perhaps another node reaches it
             if found is not None:
                 return found
         request = log_pb2.FindTailRequest(log=self.name)
-        answer = await self._connection.call(FIND_TAIL, request, timeout_s=timeout_s)
+        left_s = max(_TAIL_LAST_TRY_S, deadline_s - connection.clock.monotonic_s())
+        try:
+            answer = await connection.call(FIND_TAIL, request, timeout_s=left_s)
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(
+                f"the tail of {self.name} can't be confirmed: its sequencer, or a write quorum of "
+                "its log servers, does not answer"
+            ) from error
         return Offset(answer.tail)
 
-    async def _tail_from_sequencer(self) -> Offset | None:
+    async def _tail_from_sequencer(self, limit_s: float) -> Offset | None:
         connection, named = self._connection, None
+        attempt_s = min(connection.config.attempt_timeout_s, limit_s)
         request = log_pb2.FindTailRequest(log=self.name, direct_only=True)
         for attempt in range(_DIRECT_ATTEMPTS):
             address = await self._route.sequencer_address(refresh=attempt > 0, named=named)
@@ -270,7 +283,7 @@ class Log:
                 return None
             try:
                 answer = await connection.transport.call(
-                    address, FIND_TAIL, request, timeout_s=connection.config.attempt_timeout_s
+                    address, FIND_TAIL, request, timeout_s=attempt_s
                 )
             except NotSequencer as error:
                 named = error.sequencer_node_id

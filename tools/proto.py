@@ -49,12 +49,19 @@ def generate(folder: Path) -> None:
             f"-I{SOURCES}",
             *(f"-I{path}" for path in well_known.__path__),
             f"--python_out={folder}",
+            *_plugin(),
             f"--mypy_out=quiet:{folder}",
             *files,
         ]
     )
     if status != 0:
         raise SystemExit(f"protoc ended with {status}")
+
+
+def _plugin() -> list[str]:
+    """Where mypy-protobuf is: beside this interpreter, whether its environment is active or not."""
+    found = Path(sys.executable).parent / "protoc-gen-mypy"
+    return [f"--plugin=protoc-gen-mypy={found}"] if found.exists() else []
 
 
 def stale(made: dict[str, str]) -> list[str]:

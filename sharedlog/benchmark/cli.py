@@ -265,6 +265,7 @@ def _run(settings: Settings, common: CommonOptions, asked: dict[str, Any], run: 
 def _target_plan(settings: Settings, common: CommonOptions) -> TargetPlan:
     from sharedlog.benchmark.target import TargetPlan
     from sharedlog.cli.contexts import resolve_target
+    from sharedlog.cli.session import require_reachable
     from sharedlog.cli.store import require_server_packages
 
     quorum, replicas = common.write_quorum, common.replicas
@@ -273,6 +274,7 @@ def _target_plan(settings: Settings, common: CommonOptions) -> TargetPlan:
             raise click.UsageError("--dir is for the data of a --dev cluster")
         running = resolve_target(settings)
         settings.spoke_to = running.address
+        require_reachable(running.address)
         return TargetPlan(
             address=running.address,
             timeout_s=running.timeout_s,

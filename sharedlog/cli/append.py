@@ -154,7 +154,10 @@ class _Run:
         """Append everything; the first failure ends the input and is kept in `failure`."""
         log = cluster.log(self._request.log_name)
         # A log that is unknown, or that nobody orders now, is found before the input is touched.
-        await log.tail()
+        try:
+            await log.tail()
+        except errors.DeadlineExceeded as error:
+            raise errors.DeadlineExceeded(f"{error}; appended 0 records") from error
         self._progress = _ProgressBar(self._request.files) if self._request.progress else None
         appender = log.appender()
         try:

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Final
 
 import click
@@ -32,8 +33,19 @@ _NOT_FOUND: Final = (
     errors.OffsetOutOfRange,
     errors.VersionMismatch,
 )
+_REFUSED: Final = re.compile(
+    r"failed to connect .*to remote host: (?:connect: )?(.+?)(?: \(\d+\))?", re.IGNORECASE
+)
+"""How gRPC says that nobody listens; the group is the system's word for it."""
 _NOT_USAGE: Final = (errors.EmptyBatch, errors.RecordTooLarge, errors.BatchTooLarge)
 """Wrong in the data, not in what was typed."""
+
+
+_PLAIN_WORDS: Final = (
+    ("is not a valid integer range", "is no whole number"),
+    ("is not a valid float range", "is no number"),
+)
+"""What click says, and what a person says."""
 
 
 class CliFailure(click.ClickException):
@@ -78,11 +90,14 @@ def message_of(error: BaseException, *, address: str | None = None) -> str:
     """
     if isinstance(error, click.UsageError):
         help_of = error.ctx.command_path if error.ctx is not None else "sharedlog"
-        return f"{_sentence(error.format_message())}; see: {help_of} --help"
+        said = error.format_message()
+        for clicks_words, ours in _PLAIN_WORDS:
+            said = said.replace(clicks_words, ours)
+        return f"{_sentence(said)}; see: {help_of} --help"
     if isinstance(error, click.ClickException):
         return _one_line(error.format_message())
     if isinstance(error, errors.Unreachable) and address is not None:
-        return _one_line(f"can't reach {address}: {error}") + _hint_unreachable(address)
+        return _unreachable(str(error), address)
     if isinstance(error, errors.LogNotFound):
         return f"{_one_line(str(error))}; see: sharedlog log ls"
     if isinstance(error, errors.SharedLogError):
@@ -107,6 +122,17 @@ def leaf_of(error: BaseException) -> BaseException:
     leaves = [leaf_of(inner) for inner in error.exceptions]
     ours = (leaf for leaf in leaves if isinstance(leaf, errors.SharedLogError))
     return next(ours, leaves[0])
+
+
+def _unreachable(text: str, address: str) -> str:
+    """What the client said, in which the address may stand already, with a hint."""
+    said = text if text.startswith("can't reach ") else f"can't reach {address}: {text}"
+    start, _, reason = _one_line(said).partition(": ")
+    if refused := _REFUSED.fullmatch(reason):
+        reason = refused[1].lower()
+    if "HTTP/2" in reason:
+        return f"{start}: what listens there does not speak gRPC (is it a node's own port?)"
+    return f"{start}: {reason}{_hint_unreachable(address)}"
 
 
 def _hint_unreachable(address: str) -> str:

@@ -149,7 +149,7 @@ def describe(settings: Settings, name: str) -> None:
         try:
             found["tail"] = await cluster.log(name).tail()
             found["tail_is_exact"] = True
-        except errors.LogUnavailable as error:
+        except (errors.LogUnavailable, errors.Unreachable, errors.DeadlineExceeded) as error:
             note(f"warning: {error}")
             found["tail"] = await cluster.log(name).known_tail()
             found["tail_is_exact"] = False

@@ -34,7 +34,7 @@ def with_cluster(settings: Settings, work: Callable[[Cluster], Awaitable[Result]
     """
     target = resolve_target(settings)
     settings.spoke_to = target.address
-    _probe(target.address)
+    require_reachable(target.address)
 
     async def run() -> Result:
         from sharedlog import AppenderConfig, ClientConfig, ReaderConfig, connect
@@ -66,7 +66,7 @@ def run_async(main: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     return asyncio.run(main())
 
 
-def _probe(addresses: str) -> None:
+def require_reachable(addresses: str) -> None:
     """Raise `Unreachable` if no address can be connected to."""
     problem = ""
     for address in addresses.split(","):

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sharedlog.v1 import types_pb2 as sharedlog_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsharedlog/v1/log_server.proto\x12\x0csharedlog.v1\x1a\x18sharedlog/v1/types.proto\"\xeb\x01\n\x0cStoreRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12,\n\tsequencer\x18\x02 \x01(\x0b\x32\x19.sharedlog.v1.SequencerId\x12\'\n\x05opens\x18\x03 \x03(\x0b\x32\x18.sharedlog.v1.OpenLoglet\x12\x0f\n\x07\x62\x61tches\x18\x04 \x03(\x0c\x12.\n\tcommitted\x18\x05 \x03(\x0b\x32\x1b.sharedlog.v1.CommittedTail\x12/\n\x08\x63onfirms\x18\x06 \x03(\x0b\x32\x1d.sharedlog.v1.ConfirmUnsealed\"B\n\nOpenLoglet\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\x04\"E\n\rCommittedTail\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0c\n\x04tail\x18\x02 \x01(\x04\"H\n\x0f\x43onfirmUnsealed\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05round\x18\x02 \x01(\x04\"\x8e\x01\n\rStoreResponse\x12$\n\x06stored\x18\x01 \x03(\x0b\x32\x14.sharedlog.v1.Stored\x12+\n\x07refused\x18\x02 \x03(\x0b\x32\x1a.sharedlog.v1.StoreRefused\x12*\n\tconfirmed\x18\x03 \x03(\x0b\x32\x17.sharedlog.v1.Confirmed\"L\n\x06Stored\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x04\"i\n\x0cStoreRefused\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.sharedlog.v1.Error\"R\n\tConfirmed\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0e\n\x06sealed\x18\x03 \x01(\x08\"\xb3\x01\n\x11ReadLogletRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12&\n\x06loglet\x18\x02 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05start\x18\x03 \x01(\x04\x12\x10\n\x03\x65nd\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x0bsegment_end\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12\x0f\n\x07no_wait\x18\x06 \x01(\x08\x42\x06\n\x04_endB\x0e\n\x0c_segment_end\"a\n\x12ReadLogletResponse\x12\x0f\n\x07\x62\x61tches\x18\x01 \x03(\x0c\x12\x16\n\x0e\x63ommitted_tail\x18\x02 \x01(\x04\x12\"\n\x03gap\x18\x03 \x01(\x0b\x32\x15.sharedlog.v1.ReadGap\"\xae\x01\n\x07ReadGap\x12,\n\x06reason\x18\x01 \x01(\x0e\x32\x1c.sharedlog.v1.ReadGap.Reason\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x04\"Y\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x0f\n\x0bREASON_HOLE\x10\x01\x12\x12\n\x0eREASON_DAMAGED\x10\x02\x12\x12\n\x0eREASON_TRIMMED\x10\x03\"W\n\x0bSealRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12&\n\x06loglet\x18\x02 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\x04\":\n\x0cSealResponse\x12\x12\n\nlocal_tail\x18\x01 \x01(\x04\x12\x16\n\x0e\x63ommitted_tail\x18\x02 \x01(\x04\"Q\n\x12ListLogletsRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12\'\n\x07loglets\x18\x02 \x03(\x0b\x32\x16.sharedlog.v1.LogletId\"B\n\x13ListLogletsResponse\x12+\n\x07loglets\x18\x01 \x03(\x0b\x32\x1a.sharedlog.v1.LogletStatus\"\xc3\x01\n\x0cLogletStatus\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\x04\x12\x13\n\x0blocal_start\x18\x03 \x01(\x04\x12\x12\n\nlocal_tail\x18\x04 \x01(\x04\x12\x16\n\x0e\x63ommitted_tail\x18\x05 \x01(\x04\x12\x0e\n\x06sealed\x18\x06 \x01(\x08\x12,\n\topened_by\x18\x07 \x01(\x0b\x32\x19.sharedlog.v1.SequencerId\"_\n\x19RaiseCommittedTailRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12.\n\tcommitted\x18\x02 \x03(\x0b\x32\x1b.sharedlog.v1.CommittedTail\"\x1c\n\x1aRaiseCommittedTailResponse2\xa7\x03\n\x10LogServerService\x12\x44\n\x05Store\x12\x1a.sharedlog.v1.StoreRequest\x1a\x1b.sharedlog.v1.StoreResponse(\x01\x30\x01\x12Q\n\nReadLoglet\x12\x1f.sharedlog.v1.ReadLogletRequest\x1a .sharedlog.v1.ReadLogletResponse0\x01\x12=\n\x04Seal\x12\x19.sharedlog.v1.SealRequest\x1a\x1a.sharedlog.v1.SealResponse\x12R\n\x0bListLoglets\x12 .sharedlog.v1.ListLogletsRequest\x1a!.sharedlog.v1.ListLogletsResponse\x12g\n\x12RaiseCommittedTail\x12\'.sharedlog.v1.RaiseCommittedTailRequest\x1a(.sharedlog.v1.RaiseCommittedTailResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsharedlog/v1/log_server.proto\x12\x0csharedlog.v1\x1a\x18sharedlog/v1/types.proto\"\xeb\x01\n\x0cStoreRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12,\n\tsequencer\x18\x02 \x01(\x0b\x32\x19.sharedlog.v1.SequencerId\x12\'\n\x05opens\x18\x03 \x03(\x0b\x32\x18.sharedlog.v1.OpenLoglet\x12\x0f\n\x07\x62\x61tches\x18\x04 \x03(\x0c\x12.\n\tcommitted\x18\x05 \x03(\x0b\x32\x1b.sharedlog.v1.CommittedTail\x12/\n\x08\x63onfirms\x18\x06 \x03(\x0b\x32\x1d.sharedlog.v1.ConfirmUnsealed\"B\n\nOpenLoglet\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\x04\"E\n\rCommittedTail\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0c\n\x04tail\x18\x02 \x01(\x04\"H\n\x0f\x43onfirmUnsealed\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05round\x18\x02 \x01(\x04\"\x8e\x01\n\rStoreResponse\x12$\n\x06stored\x18\x01 \x03(\x0b\x32\x14.sharedlog.v1.Stored\x12+\n\x07refused\x18\x02 \x03(\x0b\x32\x1a.sharedlog.v1.StoreRefused\x12*\n\tconfirmed\x18\x03 \x03(\x0b\x32\x17.sharedlog.v1.Confirmed\"]\n\x06Stored\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x04\x12\x0f\n\x07watched\x18\x04 \x01(\x08\"i\n\x0cStoreRefused\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.sharedlog.v1.Error\"R\n\tConfirmed\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0e\n\x06sealed\x18\x03 \x01(\x08\"\xb3\x01\n\x11ReadLogletRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12&\n\x06loglet\x18\x02 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05start\x18\x03 \x01(\x04\x12\x10\n\x03\x65nd\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x0bsegment_end\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12\x0f\n\x07no_wait\x18\x06 \x01(\x08\x42\x06\n\x04_endB\x0e\n\x0c_segment_end\"a\n\x12ReadLogletResponse\x12\x0f\n\x07\x62\x61tches\x18\x01 \x03(\x0c\x12\x16\n\x0e\x63ommitted_tail\x18\x02 \x01(\x04\x12\"\n\x03gap\x18\x03 \x01(\x0b\x32\x15.sharedlog.v1.ReadGap\"\xae\x01\n\x07ReadGap\x12,\n\x06reason\x18\x01 \x01(\x0e\x32\x1c.sharedlog.v1.ReadGap.Reason\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x04\"Y\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x0f\n\x0bREASON_HOLE\x10\x01\x12\x12\n\x0eREASON_DAMAGED\x10\x02\x12\x12\n\x0eREASON_TRIMMED\x10\x03\"W\n\x0bSealRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12&\n\x06loglet\x18\x02 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\x04\":\n\x0cSealResponse\x12\x12\n\nlocal_tail\x18\x01 \x01(\x04\x12\x16\n\x0e\x63ommitted_tail\x18\x02 \x01(\x04\"Q\n\x12ListLogletsRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12\'\n\x07loglets\x18\x02 \x03(\x0b\x32\x16.sharedlog.v1.LogletId\"B\n\x13ListLogletsResponse\x12+\n\x07loglets\x18\x01 \x03(\x0b\x32\x1a.sharedlog.v1.LogletStatus\"\xc3\x01\n\x0cLogletStatus\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\x04\x12\x13\n\x0blocal_start\x18\x03 \x01(\x04\x12\x12\n\nlocal_tail\x18\x04 \x01(\x04\x12\x16\n\x0e\x63ommitted_tail\x18\x05 \x01(\x04\x12\x0e\n\x06sealed\x18\x06 \x01(\x08\x12,\n\topened_by\x18\x07 \x01(\x0b\x32\x19.sharedlog.v1.SequencerId\"_\n\x19RaiseCommittedTailRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12.\n\tcommitted\x18\x02 \x03(\x0b\x32\x1b.sharedlog.v1.CommittedTail\"\x1c\n\x1aRaiseCommittedTailResponse2\xa7\x03\n\x10LogServerService\x12\x44\n\x05Store\x12\x1a.sharedlog.v1.StoreRequest\x1a\x1b.sharedlog.v1.StoreResponse(\x01\x30\x01\x12Q\n\nReadLoglet\x12\x1f.sharedlog.v1.ReadLogletRequest\x1a .sharedlog.v1.ReadLogletResponse0\x01\x12=\n\x04Seal\x12\x19.sharedlog.v1.SealRequest\x1a\x1a.sharedlog.v1.SealResponse\x12R\n\x0bListLoglets\x12 .sharedlog.v1.ListLogletsRequest\x1a!.sharedlog.v1.ListLogletsResponse\x12g\n\x12RaiseCommittedTail\x12\'.sharedlog.v1.RaiseCommittedTailRequest\x1a(.sharedlog.v1.RaiseCommittedTailResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,33 +43,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STORERESPONSE']._serialized_start=525
   _globals['_STORERESPONSE']._serialized_end=667
   _globals['_STORED']._serialized_start=669
-  _globals['_STORED']._serialized_end=745
-  _globals['_STOREREFUSED']._serialized_start=747
-  _globals['_STOREREFUSED']._serialized_end=852
-  _globals['_CONFIRMED']._serialized_start=854
-  _globals['_CONFIRMED']._serialized_end=936
-  _globals['_READLOGLETREQUEST']._serialized_start=939
-  _globals['_READLOGLETREQUEST']._serialized_end=1118
-  _globals['_READLOGLETRESPONSE']._serialized_start=1120
-  _globals['_READLOGLETRESPONSE']._serialized_end=1217
-  _globals['_READGAP']._serialized_start=1220
-  _globals['_READGAP']._serialized_end=1394
-  _globals['_READGAP_REASON']._serialized_start=1305
-  _globals['_READGAP_REASON']._serialized_end=1394
-  _globals['_SEALREQUEST']._serialized_start=1396
-  _globals['_SEALREQUEST']._serialized_end=1483
-  _globals['_SEALRESPONSE']._serialized_start=1485
-  _globals['_SEALRESPONSE']._serialized_end=1543
-  _globals['_LISTLOGLETSREQUEST']._serialized_start=1545
-  _globals['_LISTLOGLETSREQUEST']._serialized_end=1626
-  _globals['_LISTLOGLETSRESPONSE']._serialized_start=1628
-  _globals['_LISTLOGLETSRESPONSE']._serialized_end=1694
-  _globals['_LOGLETSTATUS']._serialized_start=1697
-  _globals['_LOGLETSTATUS']._serialized_end=1892
-  _globals['_RAISECOMMITTEDTAILREQUEST']._serialized_start=1894
-  _globals['_RAISECOMMITTEDTAILREQUEST']._serialized_end=1989
-  _globals['_RAISECOMMITTEDTAILRESPONSE']._serialized_start=1991
-  _globals['_RAISECOMMITTEDTAILRESPONSE']._serialized_end=2019
-  _globals['_LOGSERVERSERVICE']._serialized_start=2022
-  _globals['_LOGSERVERSERVICE']._serialized_end=2445
+  _globals['_STORED']._serialized_end=762
+  _globals['_STOREREFUSED']._serialized_start=764
+  _globals['_STOREREFUSED']._serialized_end=869
+  _globals['_CONFIRMED']._serialized_start=871
+  _globals['_CONFIRMED']._serialized_end=953
+  _globals['_READLOGLETREQUEST']._serialized_start=956
+  _globals['_READLOGLETREQUEST']._serialized_end=1135
+  _globals['_READLOGLETRESPONSE']._serialized_start=1137
+  _globals['_READLOGLETRESPONSE']._serialized_end=1234
+  _globals['_READGAP']._serialized_start=1237
+  _globals['_READGAP']._serialized_end=1411
+  _globals['_READGAP_REASON']._serialized_start=1322
+  _globals['_READGAP_REASON']._serialized_end=1411
+  _globals['_SEALREQUEST']._serialized_start=1413
+  _globals['_SEALREQUEST']._serialized_end=1500
+  _globals['_SEALRESPONSE']._serialized_start=1502
+  _globals['_SEALRESPONSE']._serialized_end=1560
+  _globals['_LISTLOGLETSREQUEST']._serialized_start=1562
+  _globals['_LISTLOGLETSREQUEST']._serialized_end=1643
+  _globals['_LISTLOGLETSRESPONSE']._serialized_start=1645
+  _globals['_LISTLOGLETSRESPONSE']._serialized_end=1711
+  _globals['_LOGLETSTATUS']._serialized_start=1714
+  _globals['_LOGLETSTATUS']._serialized_end=1909
+  _globals['_RAISECOMMITTEDTAILREQUEST']._serialized_start=1911
+  _globals['_RAISECOMMITTEDTAILREQUEST']._serialized_end=2006
+  _globals['_RAISECOMMITTEDTAILRESPONSE']._serialized_start=2008
+  _globals['_RAISECOMMITTEDTAILRESPONSE']._serialized_end=2036
+  _globals['_LOGSERVERSERVICE']._serialized_start=2039
+  _globals['_LOGSERVERSERVICE']._serialized_end=2462
 # @@protoc_insertion_point(module_scope)

@@ -193,10 +193,13 @@ class Stored(_message.Message):
     LOGLET_FIELD_NUMBER: _builtins.int
     FIRST_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    WATCHED_FIELD_NUMBER: _builtins.int
     first: _builtins.int
     """Inclusive."""
     end: _builtins.int
     """Exclusive."""
+    watched: _builtins.bool
+    """Somebody reads the loglet here: its committed tail is wanted at once, not with what follows."""
     @_builtins.property
     def loglet(self) -> _types_pb2.LogletId:
         """What the range belongs to."""
@@ -207,10 +210,11 @@ class Stored(_message.Message):
         loglet: _types_pb2.LogletId | None = ...,
         first: _builtins.int = ...,
         end: _builtins.int = ...,
+        watched: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["loglet", b"loglet"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "first", b"first", "loglet", b"loglet"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "first", b"first", "loglet", b"loglet", "watched", b"watched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -273,6 +273,12 @@ def test_a_lost_write_quorum_says_what_is_and_what_may_be_in_the_log(
     last = err.decode().splitlines()[-1]
     assert last.startswith("error: ")
     assert last.endswith("appended 1 record at offset 0, 1 record may be in the log")
+    refused = cli("append", "orders", "--timeout", "0.5", stdin=b"not taken\n")
+    assert refused.code == 4
+    assert "can't be confirmed" in refused.err
+    assert refused.err.endswith("appended 0 records\n")
+    described = cli.ok("log", "describe", "orders", "--timeout", "0.5", "--json").json
+    assert not described["tail_is_exact"]
 
 
 def test_a_terminal_gets_colours_unless_no_color_is_set(cli: Cli) -> None:

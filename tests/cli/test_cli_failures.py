@@ -57,6 +57,19 @@ def test_unreachable_hints_at_what_to_do() -> None:
     assert message_of(error) == "connection refused"
 
 
+def test_an_unreachable_address_is_told_once_and_plainly() -> None:
+    """The client's errors name the address too, and gRPC has many words for a closed port."""
+    grpc_words = (
+        "can't reach db7:4100: failed to connect to all addresses; last error: UNKNOWN: "
+        "ipv4:10.0.0.7:4100: Failed to connect to remote host: connect: Connection refused (111)"
+    )
+    said = message_of(errors.Unreachable(grpc_words), address="db7:4100,db8:4100")
+    assert said.startswith("can't reach db7:4100: connection refused (is the address right?")
+    other = errors.Unreachable("can't reach db7:4100: the process closes its connections")
+    said = message_of(other, address="db7:4100")
+    assert said.startswith("can't reach db7:4100: the process closes its connections (is")
+
+
 def test_the_error_in_a_task_group_is_found() -> None:
     """Groups are not shown to users."""
     inner = errors.LogNotFound(name="x")

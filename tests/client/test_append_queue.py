@@ -276,3 +276,19 @@ def test_any_course_keeps_the_order_and_gives_each_record_one_outcome(
     offsets = [found for found in outcomes if isinstance(found, int)]
     assert offsets == sorted(offsets)
     queue.check_invariants()
+
+
+def test_a_refused_batch_is_sent_again_as_it_was() -> None:
+    """The caller may go on with its builder; what is sent again must be what was handed over."""
+    queue = make()
+    builder = BatchBuilder()
+    builder.append(b"a")
+    batch = queue.put_batch(builder, timeout_s=30, now_s=0)
+    assert queue.next_to_send(0.0) is batch
+    sent = batch.data
+    builder.append(b"b")
+    assert len(batch.builder) == 0, "the sender keeps the bytes, for there is nothing else"
+    queue.on_result(Offset(0), Overloaded("later", retry_after_s=0.1))
+    queue.on_session_lost(LOST)
+    assert queue.next_to_send(0.0) is batch
+    assert batch.data == sent

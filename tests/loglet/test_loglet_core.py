@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from helpers.log_servers import (
     LOGLET,
@@ -237,7 +239,40 @@ def test_a_held_batch_is_acknowledged_again(disk: Disk) -> None:
     decision = disk.group(request(batches[3:]))
     assert decision.writes == []
     assert ranges(stored_answer(decision.answers[0])) == [(6, 20)]
-    assert disk.look_ups[0] == LookUp(LOGLET, Offset(5), Offset(8))
+    assert disk.look_ups == [LookUp(LOGLET, Offset(5), Offset(20))]
+
+
+def test_many_repeats_cost_in_proportion(disk: Disk) -> None:
+    """A stream that breaks with thousands of batches in flight must not stop the server.
+
+    One look-up for a run of offsets, and no comparison of each batch with all the others.
+    """
+    batches = [placed(first) for first in range(20_000)]
+    disk.group(request(batches))
+    begun_s = time.process_time()
+    answer = stored_answer(disk.group(request(batches)).answers[0])
+    assert ranges(answer) == [(0, 20_000)]
+    assert len(disk.look_ups) == 1
+    assert time.process_time() - begun_s < 5.0
+
+
+def test_look_ups_that_do_not_touch_stay_apart(disk: Disk) -> None:
+    """What lies between two repeats is not read."""
+    batches = [placed(first) for first in range(20)]
+    disk.store(*batches)
+    disk.group(request([batches[2], batches[3]]), request([batches[9]]))
+    assert disk.look_ups == [
+        LookUp(LOGLET, Offset(1), Offset(4)),
+        LookUp(LOGLET, Offset(8), Offset(10)),
+    ]
+
+
+def test_a_refusal_keeps_nothing_of_its_group_alive(disk: Disk) -> None:
+    """A sequencer in the same process keeps the error for as long as it knows the log."""
+    disk.group(SealRequest(STORAGE, LOGLET, Offset(0)))
+    (refused,) = stored_answer(disk.group(request([placed(0)])).answers[0]).refused
+    assert isinstance(refused.error, Sealed)
+    assert refused.error.__traceback__ is None
 
 
 def test_new_batches_need_no_look_up(disk: Disk) -> None:

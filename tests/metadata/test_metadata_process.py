@@ -42,6 +42,8 @@ async def test_it_starts_quickly_and_stops_cleanly(tmp_path: Path) -> None:
     begun = time.monotonic()
     status, output = await process.terminate()
     assert status == 0
+    # The fields that a node's lines have: one reader for the logs of both.
+    assert list(json.loads(output.splitlines()[0]))[:4] == ["time", "level", "event", "logger"]
     assert time.monotonic() - begun < 1.5  # less than the grace that an open call gets
     assert [json.loads(line)["event"] for line in output.splitlines()] == [
         "metadata.stopping",

@@ -295,3 +295,25 @@ async def test_the_view_outlives_the_metadata_process(tmp_path: Path) -> None:
         assert deleted == ["logs/gone"]
         assert recorded.seen.count(SnapshotComplete()) == 2  # once for each of the two watches
     await transport.close()
+
+
+async def test_nodes_are_asked_of_the_store_when_the_watch_lags(
+    store: EmbeddedMetadataStore, counting: Counting, view: ClusterView
+) -> None:
+    """`refresh_nodes` and `fetch_node` know a node before the watch has told of it.
+
+    A damaged record is not taken for absence: the last good one stands.
+    """
+    first = await register(store, "n1")
+    await until(view, lambda: view.nodes() == [first])
+    counting.flowing.clear()
+    second = await register(store, "n2")
+    assert view.nodes() == [first]
+    assert await view.refresh_nodes() == [first, second]
+    assert await view.fetch_node(NodeId("n2")) == second
+    assert await view.fetch_node(NodeId("n3")) is None
+    entry = await store.get("nodes/n1")
+    assert entry is not None
+    await store.put("nodes/n1", b"damaged", expected=entry.version)
+    assert await view.refresh_nodes() == [first, second]
+    counting.flowing.set()

@@ -70,6 +70,9 @@ def test_freshly_generated_stubs_append_and_read(tmp_path: Path) -> None:
     protos = sorted(str(path) for path in (ROOT / "proto").rglob("*.proto"))
     generate = ["-m", "grpc_tools.protoc", f"-I{ROOT / 'proto'}", f"--python_out={stubs}"]
     subprocess.run([sys.executable, *generate, f"--grpc_python_out={stubs}", *protos], check=True)
+    # As packages they come before an installed `sharedlog`; without, they would come after it.
+    for package in (stubs / "sharedlog", stubs / "sharedlog" / "v1"):
+        (package / "__init__.py").touch()
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

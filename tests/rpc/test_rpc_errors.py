@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import json
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -219,25 +220,23 @@ async def test_a_generated_client_sees_status_and_text() -> None:
 
 
 async def test_garbage_on_the_port_does_not_stop_the_server() -> None:
-    """Bytes that are no HTTP/2 at all end that connection only."""
+    """Bytes that are no HTTP/2 at all disturb no other connection.
+
+    When gRPC hangs up on such a peer is its own business; on a busy machine it may take long.
+    """
 
     async def echo(request: bytes) -> bytes:
         return request
 
     async def scenario(transport: GrpcTransport, address: str) -> None:
         host, port = address.split(":")
-        for noise in (b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 100, b"\x00" * 10):
-            reader, writer = await asyncio.open_connection(host, int(port))
-            with contextlib.suppress(OSError):  # the server may hang up at any moment
-                writer.write(noise)
-                await writer.drain()
-                writer.write_eof()
-                while await reader.read(1_000):
-                    pass
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-        assert await transport.call(address, BYTES, b"still here", timeout_s=5) == b"still here"
+        for noise in (b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)) * 16, b"\x00" * 10):
+            # A plain socket: whatever fails, it is closed here and not found by a later test.
+            with socket.create_connection((host, int(port))) as connection:
+                with contextlib.suppress(OSError):  # the server may hang up at any moment
+                    connection.sendall(noise)
+                    connection.shutdown(socket.SHUT_WR)
+                assert await transport.call(address, BYTES, noise, timeout_s=15) == noise
 
     await _with_grpc(lambda server: server.add_call(BYTES, echo), scenario)
 

@@ -8,7 +8,7 @@ from collections import deque
 import pytest
 
 from sequencer.core import InFlight
-from sequencer.session import AppendSession, SessionSlot
+from sequencer.session import BATCH_COST_BYTES_MIN, AppendSession, SessionSlot
 from sharedlog.errors import CorruptBatch, Unreachable
 from sharedlog.ids import Generation, NodeId, Offset, SequencerId
 from sharedlog.v1 import log_pb2
@@ -46,7 +46,7 @@ def make_session(
     stream: FakeStream, submitted: list[SessionSlot], *, bytes_max: int = 8_000_000
 ) -> AppendSession:
     def submit(batch: bytes, slot: SessionSlot) -> None:
-        if batch == b"bad":
+        if batch in (b"bad", b""):
             raise CorruptBatch("bad")
         submitted.append(slot)
 
@@ -129,3 +129,38 @@ async def test_a_session_without_batches_ends_well() -> None:
     await make_session(stream, []).run()
     assert stream.answers[0].opened.sequencer.node_id == "n1"
     assert stream.results() == []
+
+
+async def test_a_session_that_ends_leaves_the_others_waiting_for_room() -> None:
+    """All sessions wait for the same room; the end of one must not end another's reading."""
+    room = asyncio.get_running_loop().create_future()
+    submitted = list[SessionSlot]()
+    sessions = []
+    for _ in range(2):
+        session = make_session(FakeStream([b"a", b"b"]), submitted)
+        session._wait_for_room = lambda: None if room.done() else room
+        sessions.append(asyncio.create_task(session.run()))
+    await settle()
+    assert len(submitted) == 2, "both were read as far as there was room"
+    sessions[0].cancel()
+    await asyncio.wait([sessions[0]])
+    room.set_result(None)
+    await settle()
+    assert len(submitted) == 3, "the other one is read on"
+    for number, slot in enumerate(submitted):
+        commit(slot, number)
+    async with asyncio.timeout(5):
+        await sessions[1]
+
+
+async def test_empty_batches_without_end_are_not_read_without_end() -> None:
+    """Each has a result to be kept until the client reads it, however small the batch was."""
+    stream = FakeStream([b""] * 1_000, reads_max=1)
+    session = make_session(stream, [], bytes_max=50 * BATCH_COST_BYTES_MIN)
+    running = asyncio.create_task(session.run())
+    for _ in range(20):
+        await settle()
+    assert stream.sent < 200
+    stream.gone.set()
+    with pytest.raises(Unreachable):
+        await running

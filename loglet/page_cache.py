@@ -1,0 +1,42 @@
+"""Keeps a store's share of the operating system's page cache bounded.
+
+What a log server writes it reads again soon, at the tail, where it answers from memory of its own;
+the rest is read seldom. A server that has a machine to itself may leave all of its page cache to
+the store, and should. Several on one machine (a development cluster) would fill it with copies of
+one another's data, and every page that is written first has to be taken from somewhere: with a
+bound, new pages are the ones that were just let go.
+
+Only pages that were synced are let go: the caller says so after a commit.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from sharedlog.limits import MIB
+
+_STEP_BYTES: Final = 16 * MIB
+"""Pages are let go in steps: each call costs a walk over them."""
+
+
+class PageCacheBound:
+    """For one file that grows at its end. Not for use from two threads at once."""
+
+    def __init__(self, path: Path, *, keep_bytes: int, written_bytes: int) -> None:
+        self._keep_bytes = keep_bytes
+        self._dropped_bytes = written_bytes  # everything below was let go, or was there before
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def on_synced(self, written_bytes: int) -> None:
+        """The file's first `written_bytes` are on disk: let go what lies below the part to keep."""
+        until = written_bytes - self._keep_bytes
+        size = until - self._dropped_bytes
+        if size >= _STEP_BYTES:
+            os.posix_fadvise(self._descriptor, self._dropped_bytes, size, os.POSIX_FADV_DONTNEED)
+            self._dropped_bytes = until
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._descriptor)

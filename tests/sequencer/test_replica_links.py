@@ -1,0 +1,196 @@
+"""The sequencer and its links against log servers that misbehave on command."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from random import Random
+
+from prometheus_client import CollectorRegistry
+
+from loglet.messages import Stored, StoreRefused, StoreRequest, StoreResponse
+from loglet.wire import STORE
+from metadata.records import LogRecord, NodeRecord, Replica, Segment
+from sequencer.config import SequencerConfig
+from sequencer.metrics import SequencerMetrics
+from sequencer.service import Sequencer
+from sharedlog.batch import encode_records, parse_placement
+from sharedlog.clock import SystemClock
+from sharedlog.errors import StoreReadOnly
+from sharedlog.ids import Generation, LogId, NodeId, Offset, SequencerId, StorageId
+from sharedlog.limits import BATCH_BYTES_MAX, MIB
+from sharedlog.rpc.loopback import Loopback, RoutingTransport
+from sharedlog.rpc.transport import ServerStream
+
+ME = SequencerId(NodeId("n1"), Generation(1))
+CLOCK = SystemClock()
+
+
+class ScriptedServer:
+    """A log server without a store: acknowledges, refuses, or says nothing."""
+
+    def __init__(self) -> None:
+        self.mode = "ack"
+        self.requests: list[StoreRequest] = []
+        self.streams = 0
+        self._broken = asyncio.Event()
+
+    async def serve(self, stream: ServerStream[StoreResponse, StoreRequest]) -> None:
+        self.streams += 1
+        self._broken.clear()
+        serving = asyncio.ensure_future(self._serve(stream))
+        broken = asyncio.ensure_future(self._broken.wait())
+        try:
+            await asyncio.wait([serving, broken], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            serving.cancel()
+            broken.cancel()
+
+    def break_streams(self) -> None:
+        self._broken.set()
+
+    def batches(self) -> list[bytes]:
+        return [placed for request in self.requests for placed in request.batches]
+
+    async def _serve(self, stream: ServerStream[StoreResponse, StoreRequest]) -> None:
+        greeted = False
+        while (request := await stream.receive()) is not None:
+            self.requests.append(request)
+            answer = StoreResponse()
+            if self.mode == "mute" and greeted:
+                continue
+            greeted = True
+            for placed in request.batches:
+                it = parse_placement(placed)
+                if self.mode == "ack":
+                    answer.stored.append(Stored(it.loglet, it.first, it.end))
+                elif not answer.refused:
+                    full = StoreReadOnly("full")
+                    answer.refused.append(StoreRefused(it.loglet, it.first, full))
+            await stream.send(answer)
+
+
+class Bench:
+    """A sequencer of one log over three such servers."""
+
+    def __init__(self, config: SequencerConfig) -> None:
+        self.servers = [ScriptedServer() for _ in range(3)]
+        self.registry = CollectorRegistry()
+        names = [NodeId(f"n{number}") for number in (1, 2, 3)]
+        loopbacks = {}
+        for name, server in zip(names, self.servers, strict=True):
+            loopback = loopbacks[f"{name}:1"] = Loopback()
+            loopback.add_stream(STORE, server.serve)
+        records = {
+            name: NodeRecord(
+                node_id=name,
+                generation=Generation(1),
+                storage_id=StorageId(name),
+                address=f"{name}:1",
+                http_address="",
+                location="",
+                roles=(),
+            )
+            for name in names
+        }
+        replicas = tuple(Replica(node_id=name, storage_id=StorageId(name)) for name in names)
+        segment = Segment(index=0, base=Offset(0), sequencer=ME, nodeset=replicas, write_quorum=2)
+        self.record = LogRecord(
+            log_id=LogId(7),
+            name="orders",
+            replicas=3,
+            write_quorum=2,
+            created_ms=0,
+            create_nonce="",
+            chain=(segment,),
+        )
+        self.transport = RoutingTransport(loopbacks, Loopback())
+        self.sequencer = Sequencer(
+            me=ME,
+            transport=self.transport,
+            directory=records.get,
+            clock=CLOCK,
+            random=Random(1),
+            config=config,
+            metrics=SequencerMetrics(self.registry),
+        )
+
+    async def append(self, size: int = 10) -> int:
+        batch = encode_records([(bytes(size), None, None)])
+        return (await self.sequencer.append(self.record, batch, timeout_s=10)).first
+
+    def metric(self, name: str) -> float:
+        found = self.registry.get_sample_value(f"sharedlog_sequencer_{name}", {"node": "n3"})
+        return found or 0.0
+
+
+@asynccontextmanager
+async def running(config: SequencerConfig) -> AsyncIterator[Bench]:
+    bench = Bench(config)
+    run = asyncio.create_task(bench.sequencer.run(), name="sequencer")
+    try:
+        yield bench
+    finally:
+        run.cancel()
+        with suppress(asyncio.CancelledError):
+            await run
+        await bench.transport.close()
+
+
+async def all_up(bench: Bench) -> None:
+    """An append has reached every server."""
+    await bench.append()
+    async with asyncio.timeout(10):
+        while not all(server.batches() for server in bench.servers):
+            await CLOCK.sleep(0.005)
+    await CLOCK.sleep(0.05)
+
+
+async def test_a_server_that_refuses_owes_no_answer() -> None:
+    """Field note 26: a full disk costs its own log's copies, not the stream that all logs share."""
+    async with running(SequencerConfig(silence_max_s=0.3, refused_retry_s=0.1)) as bench:
+        await all_up(bench)
+        bench.servers[2].mode = "refuse"
+        await bench.append()
+        await CLOCK.sleep(1.0)
+        assert bench.servers[2].streams == 1, "it answered: its stream is kept"
+        assert bench.metric("replica_backlog_bytes") == 0
+        bench.servers[2].mode = "ack"
+        await bench.append()
+        await CLOCK.sleep(0.2)
+        assert bench.sequencer.status().lagging == {}
+
+
+async def test_a_full_server_is_not_tried_again_with_every_append() -> None:
+    """Field note 28: beyond its bound a server is skipped until it has caught up to half."""
+    config = SequencerConfig(replica_bytes_max=BATCH_BYTES_MAX, silence_max_s=60.0)
+    async with running(config) as bench:
+        await all_up(bench)
+        bench.servers[2].mode = "mute"
+        for _ in range(8):
+            await bench.append(MIB)
+        assert bench.metric("replica_skips_total") == 1
+        handed_over = len(bench.servers[2].batches())
+        opens = sum(len(request.opens) for request in bench.servers[2].requests)
+        for _ in range(50):
+            await bench.append(100)
+        await CLOCK.sleep(0.05)
+        assert bench.metric("replica_skips_total") == 1
+        assert len(bench.servers[2].batches()) == handed_over
+        assert sum(len(request.opens) for request in bench.servers[2].requests) == opens
+
+
+async def test_a_server_that_comes_back_is_told_the_tail_although_nobody_appends() -> None:
+    """Field note 38: the last record stays readable when the servers that knew its tail restart."""
+    async with running(SequencerConfig()) as bench:
+        await all_up(bench)
+        for server in bench.servers:
+            server.requests.clear()
+            server.break_streams()
+        async with asyncio.timeout(10):
+            for server in bench.servers:
+                while not any(request.committed for request in server.requests):
+                    await CLOCK.sleep(0.005)
+        told = [hint for it in bench.servers[0].requests for hint in it.committed]
+        assert [hint.tail for hint in told] == [1]
