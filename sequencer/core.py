@@ -134,11 +134,14 @@ class LogletSequencer:
         return self._in_step[replica]
 
     def lagging(self) -> list[int]:
-        """Replicas that are out of step, or hold less than what is committed."""
+        """Replicas that are sent nothing and lack something that is committed.
+
+        One in step that has yet to answer is on its way, within the bound of its link.
+        """
         return [
             replica
             for replica, acked in enumerate(self._acked)
-            if acked < self.committed_tail or not self._in_step[replica]
+            if acked < self.committed_tail and not self._in_step[replica]
         ]
 
     def on_append(
