@@ -37,7 +37,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from loglet.quorum import committed_tail
-
 from sharedlog.batch import BatchHeader, Placement, place_batch
 from sharedlog.errors import AppendIndefinite, ProtocolError, SharedLogError
 from sharedlog.ids import LogletId, Offset
