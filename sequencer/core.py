@@ -79,7 +79,7 @@ class Acknowledge:
 
 @dataclass(slots=True)
 class PublishTail:
-    """Tell the replicas that are in step the committed tail, with what follows or else at once."""
+    """Tell the replicas in step the committed tail: with what follows, or alone (`link.py`)."""
 
     replicas: Sequence[int]
     committed: Offset

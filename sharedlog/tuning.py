@@ -1,4 +1,4 @@
-"""Settings of the C libraries below us that halve the cost of a message on Linux.
+"""Settings of the C libraries below us that make messages and buffers cheaper.
 
 For processes of our own (`sharedlogd`, the command): they call `tune_process` before gRPC is
 imported. An application's process is its own business; `docs/performance.md` says what it can do.
@@ -37,7 +37,7 @@ def keep_freed_memory() -> bool:
 
     Batches are buffers of some hundred KiB that live for milliseconds. By default glibc maps each
     anew and gives it back at once, or returns the top of the heap to the system, and every page of
-    the next one costs a page fault. Keeping a few tens of MiB halves the system time of a commit.
+    the next one costs a page fault. Keeping a few tens of MiB saves those.
     """
     if sys.platform != "linux":
         return False
