@@ -20,7 +20,8 @@ to every log server, to disk, to readers and to the archive. The placement has a
 own, which covers the batch's checksum too, so that two placed batches are equal when their
 placements are.
 
-Deliberately not here: compression (codec 0 is the only one so far) and what a producer id means.
+Deliberately not here: compression (codec 0 is the only one so far) and what repetitions are
+taken for (`sequencer/producers.py`).
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ BATCH_HEADER_BYTES: Final = _BATCH_HEADER.size
 _PLACEMENT: Final = struct.Struct("<IHBBIIQIQQQ")
 PLACEMENT_BYTES: Final = _PLACEMENT.size
 
+HEADERS_BYTES: Final = PLACEMENT_BYTES + BATCH_HEADER_BYTES
+"""The fixed part of a placed batch: all that tells where it lies and who made it."""
+
 _CODEC_NONE: Final = 0
 _HAS_KEYS: Final = 1
 _HAS_HEADERS: Final = 2
@@ -85,6 +89,17 @@ class Record(NamedTuple):
     timestamp_ms: int
 
 
+class BatchProducer(NamedTuple):
+    """Who made a batch, and as which of its batches: what tells a repetition from a new batch."""
+
+    producer_id: int = 0  # random, 64 bits; 0: nobody who could be asked to repeat it
+    epoch: int = 0  # of the producer; a newer one shuts out the older
+    sequence: int = 0  # counts the producer's batches within its epoch, from 0
+
+
+NO_PRODUCER: Final = BatchProducer()
+
+
 class BatchHeader(NamedTuple):
     """The fixed header of a batch, checked for form but not against the payload."""
 
@@ -93,6 +108,7 @@ class BatchHeader(NamedTuple):
     header_bytes: int
     batch_bytes: int
     record_count: int
+    producer: BatchProducer
 
 
 class Placement(NamedTuple):
@@ -171,8 +187,8 @@ class BatchBuilder:
             size += 4 + len(encoded)
         return size
 
-    def encode(self) -> bytes:
-        """The batch's bytes. The builder must hold at least one record.
+    def encode(self, producer: BatchProducer = NO_PRODUCER) -> bytes:
+        """The batch's bytes, the same for the same producer. There must be at least one record.
 
         Raises:
             EmptyBatch: there is no record.
@@ -194,10 +210,10 @@ class BatchBuilder:
             flags |= _HAS_HEADERS
             tables.append(sizes(*map(len, headers)))
             columns.extend(headers)
-        return _encode_batch(count, b"".join([bytes((flags,)), *tables, *columns]))
+        return _encode_batch(count, b"".join([bytes((flags,)), *tables, *columns]), producer)
 
 
-def _encode_batch(record_count: int, payload: bytes) -> bytes:
+def _encode_batch(record_count: int, payload: bytes, producer: BatchProducer) -> bytes:
     batch_bytes = BATCH_HEADER_BYTES + len(payload)
     if record_count == 0:
         raise EmptyBatch
@@ -206,7 +222,16 @@ def _encode_batch(record_count: int, payload: bytes) -> bytes:
     if record_count > BATCH_RECORDS_MAX:
         raise BatchTooLarge(size=record_count, max_size=BATCH_RECORDS_MAX, unit="records")
     fields = (_BATCH_MAGIC, _VERSION, _CODEC_NONE, BATCH_HEADER_BYTES, 0, batch_bytes, record_count)
-    header = _BATCH_HEADER.pack(0, *fields, 0, 0, 0)
+    header = _BATCH_HEADER.pack(0, *fields, *producer)
+    checksum = crc32c(payload, crc32c(header[4:]))
+    return b"".join((checksum.to_bytes(4, "little"), header[4:], payload))
+
+
+def stamp_batch(batch: bytes, producer: BatchProducer) -> bytes:
+    """A batch that was encoded before its place in its producer's order was known, as its own."""
+    fields = _BATCH_HEADER.unpack_from(batch)
+    header = _BATCH_HEADER.pack(*fields[:-3], *producer)
+    payload = batch[BATCH_HEADER_BYTES:]
     checksum = crc32c(payload, crc32c(header[4:]))
     return b"".join((checksum.to_bytes(4, "little"), header[4:], payload))
 
@@ -227,14 +252,28 @@ def parse_batch_header(data: bytes, at: int = 0) -> BatchHeader:
     """
     if len(data) - at < BATCH_HEADER_BYTES:
         raise CorruptBatch(f"{len(data) - at} bytes are too few for a batch")
-    crc, magic, version, codec, header_bytes, _, batch_bytes, count, *_ = _BATCH_HEADER.unpack_from(
-        data, at
-    )
+    fields = _BATCH_HEADER.unpack_from(data, at)
+    crc, magic, version, codec, header_bytes, _, batch_bytes, count, *producer = fields
     if magic != _BATCH_MAGIC or version != _VERSION:
         raise CorruptBatch(f"not a batch: magic {magic:#06x}, version {version}")
     if batch_bytes != len(data) - at or not BATCH_HEADER_BYTES <= header_bytes <= batch_bytes:
         raise CorruptBatch(f"a batch of {batch_bytes} bytes came as {len(data) - at}")
-    return BatchHeader(crc, codec, header_bytes, batch_bytes, count)
+    made_by = BatchProducer(*producer) if producer[0] else NO_PRODUCER
+    return BatchHeader(crc, codec, header_bytes, batch_bytes, count, made_by)
+
+
+def parse_producer(placed: bytes) -> BatchProducer:
+    """Who made a placed batch, from its fixed part alone (`HEADERS_BYTES` of it are enough).
+
+    Raises:
+        CorruptBatch: too short, or no batch follows the placement.
+    """
+    if len(placed) < HEADERS_BYTES:
+        raise CorruptBatch(f"{len(placed)} bytes are too few for a placed batch")
+    _, magic, version, _, _, _, _, _, *producer = _BATCH_HEADER.unpack_from(placed, PLACEMENT_BYTES)
+    if magic != _BATCH_MAGIC or version != _VERSION:
+        raise CorruptBatch(f"not a batch: magic {magic:#06x}, version {version}")
+    return BatchProducer(*producer)
 
 
 def check_batch(data: bytes) -> BatchHeader:

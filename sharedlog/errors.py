@@ -11,6 +11,9 @@
     ├── LogExists
     ├── AppendIndefinite           the record may or may not be in the log
     ├── LogUnavailable             the log takes no appends or tells no tail now
+    │   └── Unrepairable           too much of it is lost: a person must decide (`log accept-loss`)
+    ├── ProducerFenced             another session of the same producer has taken over
+    ├── SequenceGap                a batch does not follow the one before it in its session
     ├── NotSequencer               another process orders this log; carries which, if known
     ├── Overloaded                 a limit was reached; carries when to try again
     ├── StoreReadOnly              a log server's disk is full or nearly so
@@ -154,7 +157,34 @@ class LogUnavailable(SharedLogError):
     """The log takes no appends or tells no tail until something changes; the message says what."""
 
     retryable = True
-    grpc_status = "UNAVAILABLE"
+    grpc_status: ClassVar[StatusName] = "UNAVAILABLE"
+
+
+class Unrepairable(LogUnavailable):
+    """Too few of a segment's log servers can ever answer again for the log to go on by itself.
+
+    Nothing is wrong with what was read before. `segment_index` says which segment.
+    """
+
+    retryable = False
+    grpc_status = "FAILED_PRECONDITION"
+
+    def __init__(self, message: str, *, segment_index: int) -> None:
+        super().__init__(message)
+        self.segment_index = segment_index
+
+
+class ProducerFenced(SharedLogError):
+    """A newer session or epoch of the same producer is known: this one appends no more."""
+
+    grpc_status = "ABORTED"
+
+
+class SequenceGap(SharedLogError):
+    """A batch does not follow its producer's last one: one before it was refused or never came."""
+
+    retryable = True
+    grpc_status = "ABORTED"
 
 
 class NotSequencer(SharedLogError):

@@ -7,7 +7,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from sharedlog.rpc.transport import Method
-from sharedlog.v1 import cluster_pb2, log_pb2, log_server_pb2
+from sharedlog.v1 import admin_pb2, cluster_pb2, log_pb2, log_server_pb2
 
 ReqMessage = TypeVar("ReqMessage", bound=Message)
 RespMessage = TypeVar("RespMessage", bound=Message)
@@ -74,4 +74,34 @@ RAISE_COMMITTED_TAIL = proto_method(
     "LogServerService/RaiseCommittedTail",
     log_server_pb2.RaiseCommittedTailRequest,
     log_server_pb2.RaiseCommittedTailResponse,
+)
+DIGEST = proto_method(
+    "LogServerService/Digest", log_server_pb2.DigestRequest, log_server_pb2.DigestResponse
+)
+PING = proto_method("ClusterService/Ping", cluster_pb2.PingRequest, cluster_pb2.PingResponse)
+REPORT_SUSPECT = proto_method(
+    "ClusterService/ReportSuspect",
+    cluster_pb2.ReportSuspectRequest,
+    cluster_pb2.ReportSuspectResponse,
+)
+RECONFIGURE = proto_method(
+    "AdminService/Reconfigure", admin_pb2.ReconfigureRequest, admin_pb2.ReconfigureResponse
+)
+PREPARE_MOVE = proto_method(
+    "AdminService/PrepareMove", admin_pb2.PrepareMoveRequest, admin_pb2.PrepareMoveResponse
+)
+DIGEST_LOG = proto_method(
+    "AdminService/DigestLog",
+    admin_pb2.DigestLogRequest,
+    admin_pb2.DigestLogResponse,
+    streaming=True,
+)
+CHECK_LOG = proto_method(
+    "AdminService/CheckLog", admin_pb2.CheckLogRequest, admin_pb2.CheckLogResponse, streaming=True
+)
+ACCEPT_LOSS = proto_method(
+    "AdminService/AcceptLoss", admin_pb2.AcceptLossRequest, admin_pb2.AcceptLossResponse
+)
+SET_NODE_STATE = proto_method(
+    "AdminService/SetNodeState", admin_pb2.SetNodeStateRequest, admin_pb2.SetNodeStateResponse
 )

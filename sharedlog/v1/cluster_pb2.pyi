@@ -21,6 +21,115 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class PingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PingRequest: _TypeAlias = PingRequest  # noqa: Y015
+
+@_typing.final
+class PingResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    STOPPING_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """Unique in the cluster, e.g. "n1"."""
+    generation: _builtins.int
+    """Counts the node's process starts, from 1."""
+    storage_id: _builtins.str
+    """Identity of its log server's store; empty without the role."""
+    read_only: _builtins.bool
+    """The log server refuses stores: disk full or nearly so."""
+    stopping: _builtins.bool
+    """The process shuts down: it hands over its logs and takes no new ones."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        storage_id: _builtins.str = ...,
+        read_only: _builtins.bool = ...,
+        stopping: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "node_id", b"node_id", "read_only", b"read_only", "stopping", b"stopping", "storage_id", b"storage_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PingResponse: _TypeAlias = PingResponse  # noqa: Y015
+
+@_typing.final
+class ReportSuspectRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_FIELD_NUMBER: _builtins.int
+    SEGMENT_INDEX_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    log: _builtins.str
+    """The log's name."""
+    segment_index: _builtins.int
+    """Segment that the client believes to be open."""
+    reason: _builtins.str
+    """What happened to the client, for the node's log."""
+    def __init__(
+        self,
+        *,
+        log: _builtins.str = ...,
+        segment_index: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log", b"log", "reason", b"reason", "segment_index", b"segment_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportSuspectRequest: _TypeAlias = ReportSuspectRequest  # noqa: Y015
+
+@_typing.final
+class ReportSuspectResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAIN_VERSION_FIELD_NUMBER: _builtins.int
+    SEQUENCER_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    chain_version: _builtins.int
+    """Of the chain by now."""
+    address: _builtins.str
+    """host:port of its node."""
+    @_builtins.property
+    def sequencer(self) -> _types_pb2.SequencerId:
+        """Who orders the log by now; the suspect itself if it is well."""
+
+    def __init__(
+        self,
+        *,
+        chain_version: _builtins.int = ...,
+        sequencer: _types_pb2.SequencerId | None = ...,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sequencer", b"sequencer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "chain_version", b"chain_version", "sequencer", b"sequencer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportSuspectResponse: _TypeAlias = ReportSuspectResponse  # noqa: Y015
+
+@_typing.final
 class GetNodesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -91,12 +200,16 @@ class GetStatusResponse(_message.Message):
     LOGS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     LOG_COUNT_FIELD_NUMBER: _builtins.int
+    CONTROLLER_FIELD_NUMBER: _builtins.int
+    WORK_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     """As in GetNodesResponse."""
     metadata: _builtins.str
     """Where the metadata is kept, e.g. "embedded://127.0.0.1:4099 (a single point of failure)"."""
     log_count: _builtins.int
     """Logs in the cluster, whether listed in `logs` or not."""
+    controller: _builtins.str
+    """Who holds the controller's lease; empty if nobody does."""
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]:
         """One line each, worst first. Empty: all is well."""
@@ -109,6 +222,10 @@ class GetStatusResponse(_message.Message):
     def logs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogStatus]:
         """At most 1,000 logs, those with problems first."""
 
+    @_builtins.property
+    def work(self) -> _containers.RepeatedCompositeFieldContainer[Global___Work]:
+        """What the controller and the nodes are busy with."""
+
     def __init__(
         self,
         *,
@@ -118,14 +235,58 @@ class GetStatusResponse(_message.Message):
         logs: _abc.Iterable[Global___LogStatus] | None = ...,
         metadata: _builtins.str = ...,
         log_count: _builtins.int = ...,
+        controller: _builtins.str = ...,
+        work: _abc.Iterable[Global___Work] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "log_count", b"log_count", "logs", b"logs", "metadata", b"metadata", "nodes", b"nodes", "problems", b"problems"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "controller", b"controller", "log_count", b"log_count", "logs", b"logs", "metadata", b"metadata", "nodes", b"nodes", "problems", b"problems", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class Work(_message.Message):
+    """Something that goes on by itself and takes a while."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"failover", "hand-over", "replace", "drain", "backfill", "re-replicate", "scrub"."""
+    subject: _builtins.str
+    """What it is done to, e.g. "log orders segment 3", "node n3"."""
+    message: _builtins.str
+    """One line: what is being done now, or why it waits."""
+    done: _builtins.int
+    """In units of the kind: batches, segments or logs."""
+    total: _builtins.int
+    """0 if not known."""
+    node_id: _builtins.str
+    """Which node does it."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        message: _builtins.str = ...,
+        done: _builtins.int = ...,
+        total: _builtins.int = ...,
+        node_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "kind", b"kind", "message", b"message", "node_id", b"node_id", "subject", b"subject", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Work: _TypeAlias = Work  # noqa: Y015
 
 @_typing.final
 class Problem(_message.Message):
@@ -195,6 +356,9 @@ class NodeStatus(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     LOGLETS_FIELD_NUMBER: _builtins.int
     SEQUENCED_LOGS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    OPEN_SEGMENTS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Unique in the cluster, e.g. "n1"."""
     address: _builtins.str
@@ -227,6 +391,12 @@ class NodeStatus(_message.Message):
     """Loglets in the store."""
     sequenced_logs: _builtins.int
     """Logs that this process sequences now."""
+    state: _builtins.str
+    """As the metadata store has it: "read-write", "draining", "gone" or "data-loss"."""
+    segments: _builtins.int
+    """Segments, of all logs, that name its store."""
+    open_segments: _builtins.int
+    """Open segments among them."""
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """"log-server", "sequencer", "metadata"."""
@@ -251,10 +421,13 @@ class NodeStatus(_message.Message):
         version: _builtins.str = ...,
         loglets: _builtins.int = ...,
         sequenced_logs: _builtins.int = ...,
+        state: _builtins.str = ...,
+        segments: _builtins.int = ...,
+        open_segments: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "alive", b"alive", "disk_free_bytes", b"disk_free_bytes", "error", b"error", "generation", b"generation", "http_address", b"http_address", "location", b"location", "loglets", b"loglets", "node_id", b"node_id", "read_only", b"read_only", "roles", b"roles", "rss_anon_bytes", b"rss_anon_bytes", "sequenced_logs", b"sequenced_logs", "storage_id", b"storage_id", "store_bytes", b"store_bytes", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "alive", b"alive", "disk_free_bytes", b"disk_free_bytes", "error", b"error", "generation", b"generation", "http_address", b"http_address", "location", b"location", "loglets", b"loglets", "node_id", b"node_id", "open_segments", b"open_segments", "read_only", b"read_only", "roles", b"roles", "rss_anon_bytes", b"rss_anon_bytes", "segments", b"segments", "sequenced_logs", b"sequenced_logs", "state", b"state", "storage_id", b"storage_id", "store_bytes", b"store_bytes", "uptime_s", b"uptime_s", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -273,6 +446,9 @@ class LogStatus(_message.Message):
     KNOWN_TAIL_FIELD_NUMBER: _builtins.int
     REPLICAS_ALIVE_FIELD_NUMBER: _builtins.int
     UNDER_REPLICATED_ON_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    UNREPAIRABLE_FIELD_NUMBER: _builtins.int
+    SEGMENTS_UNDER_REPLICATED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The log's name."""
     log_id: _builtins.int
@@ -287,6 +463,12 @@ class LogStatus(_message.Message):
     """Highest committed tail that an asked log server knows."""
     replicas_alive: _builtins.int
     """Replicas whose node answers with the right store."""
+    segments: _builtins.int
+    """Segments in the chain."""
+    unrepairable: _builtins.str
+    """Why the open segment can't be ended by itself any more, and what to do; empty if it can."""
+    segments_under_replicated: _builtins.int
+    """Closed segments that lack copies."""
     @_builtins.property
     def sequencer(self) -> _types_pb2.SequencerId:
         """Of the open segment: who orders the log."""
@@ -307,10 +489,13 @@ class LogStatus(_message.Message):
         known_tail: _builtins.int = ...,
         replicas_alive: _builtins.int = ...,
         under_replicated_on: _abc.Iterable[_builtins.str] | None = ...,
+        segments: _builtins.int = ...,
+        unrepairable: _builtins.str = ...,
+        segments_under_replicated: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sequencer", b"sequencer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_appends", b"accepts_appends", "known_tail", b"known_tail", "log_id", b"log_id", "name", b"name", "replicas", b"replicas", "replicas_alive", b"replicas_alive", "sequencer", b"sequencer", "under_replicated_on", b"under_replicated_on", "write_quorum", b"write_quorum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_appends", b"accepts_appends", "known_tail", b"known_tail", "log_id", b"log_id", "name", b"name", "replicas", b"replicas", "replicas_alive", b"replicas_alive", "segments", b"segments", "segments_under_replicated", b"segments_under_replicated", "sequencer", b"sequencer", "under_replicated_on", b"under_replicated_on", "unrepairable", b"unrepairable", "write_quorum", b"write_quorum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -78,16 +78,32 @@ class DescribeLogRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    CHAIN_FROM_FIELD_NUMBER: _builtins.int
+    CHAIN_LIMIT_FIELD_NUMBER: _builtins.int
+    OPEN_ONLY_FIELD_NUMBER: _builtins.int
+    MIN_CHAIN_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The log's name."""
+    chain_from: _builtins.int
+    """Only segments that reach above this offset, and the open one."""
+    chain_limit: _builtins.int
+    """At most so many of those, the lowest; 0 is no limit."""
+    open_only: _builtins.bool
+    """Only the open segment."""
+    min_chain_version: _builtins.int
+    """The caller knows of this version of the chain: a node whose view is older asks the metadata store."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        chain_from: _builtins.int = ...,
+        chain_limit: _builtins.int = ...,
+        open_only: _builtins.bool = ...,
+        min_chain_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_from", b"chain_from", "chain_limit", b"chain_limit", "min_chain_version", b"min_chain_version", "name", b"name", "open_only", b"open_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -257,19 +273,50 @@ class AppendSessionOpen(_message.Message):
 
     LOG_FIELD_NUMBER: _builtins.int
     DIRECT_ONLY_FIELD_NUMBER: _builtins.int
+    PRODUCER_ID_FIELD_NUMBER: _builtins.int
+    PRODUCER_EPOCH_FIELD_NUMBER: _builtins.int
+    NEXT_SEQUENCE_FIELD_NUMBER: _builtins.int
+    UNRESOLVED_FIELD_NUMBER: _builtins.int
+    RESOLVE_FROM_FIELD_NUMBER: _builtins.int
+    MIN_CHAIN_VERSION_FIELD_NUMBER: _builtins.int
+    RESOLVE_SEGMENT_FIELD_NUMBER: _builtins.int
     log: _builtins.str
     """The log's name."""
     direct_only: _builtins.bool
     """A node that is not the log's sequencer answers NotSequencer rather than forward the session."""
+    producer_id: _builtins.int
+    """Random, one per appender; 0: batches carry no producer and are not told from their repetitions."""
+    producer_epoch: _builtins.int
+    """Of the producer; a session with an older epoch than one that was seen is refused."""
+    next_sequence: _builtins.int
+    """Of the first batch that this session will carry; each further batch has the next."""
+    unresolved: _builtins.bool
+    """Earlier sessions ended with batches unanswered, which this one carries again first."""
+    resolve_from: _builtins.int
+    """With `unresolved`: none of those batches lies below this offset."""
+    min_chain_version: _builtins.int
+    """The caller knows of this version of the chain: a node whose view is older asks the metadata store."""
+    resolve_segment: _builtins.int
+    """With `unresolved`: the `segment_index` of the session that `resolve_from` is from. Should that
+    segment, or a later one, have ended below what was committed (a loss that was accepted), the
+    batches may lie lower, and are looked for from that end on.
+    """
     def __init__(
         self,
         *,
         log: _builtins.str = ...,
         direct_only: _builtins.bool = ...,
+        producer_id: _builtins.int = ...,
+        producer_epoch: _builtins.int = ...,
+        next_sequence: _builtins.int = ...,
+        unresolved: _builtins.bool = ...,
+        resolve_from: _builtins.int = ...,
+        min_chain_version: _builtins.int = ...,
+        resolve_segment: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["direct_only", b"direct_only", "log", b"log"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["direct_only", b"direct_only", "log", b"log", "min_chain_version", b"min_chain_version", "next_sequence", b"next_sequence", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "resolve_from", b"resolve_from", "resolve_segment", b"resolve_segment", "unresolved", b"unresolved"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -281,6 +328,7 @@ class AppendSessionResponse(_message.Message):
 
     OPENED_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opened(self) -> Global___AppendSessionOpened:
         """In the first message only: the session is open."""
@@ -289,19 +337,58 @@ class AppendSessionResponse(_message.Message):
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___AppendResult]:
         """Results of batches, in the order of the requests, each batch exactly once."""
 
+    @_builtins.property
+    def moved(self) -> Global___SessionMoved:
+        """The last message of a session: another process orders the log from now on."""
+
     def __init__(
         self,
         *,
         opened: Global___AppendSessionOpened | None = ...,
         results: _abc.Iterable[Global___AppendResult] | None = ...,
+        moved: Global___SessionMoved | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["opened", b"opened"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["moved", b"moved", "opened", b"opened"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["opened", b"opened", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moved", b"moved", "opened", b"opened", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AppendSessionResponse: _TypeAlias = AppendSessionResponse  # noqa: Y015
+
+@_typing.final
+class SessionMoved(_message.Message):
+    """Batches that had no result before this message were never admitted here and never will be: they may
+    be sent again elsewhere as new ones.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCER_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    CHAIN_VERSION_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """host:port of its node; empty if the answering node does not know it."""
+    chain_version: _builtins.int
+    """Of the chain that says so."""
+    @_builtins.property
+    def sequencer(self) -> _types_pb2.SequencerId:
+        """Who orders the log now."""
+
+    def __init__(
+        self,
+        *,
+        sequencer: _types_pb2.SequencerId | None = ...,
+        address: _builtins.str = ...,
+        chain_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sequencer", b"sequencer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "chain_version", b"chain_version", "sequencer", b"sequencer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionMoved: _TypeAlias = SessionMoved  # noqa: Y015
 
 @_typing.final
 class AppendSessionOpened(_message.Message):
@@ -310,10 +397,22 @@ class AppendSessionOpened(_message.Message):
     SEQUENCER_FIELD_NUMBER: _builtins.int
     BATCH_BYTES_MAX_FIELD_NUMBER: _builtins.int
     IN_FLIGHT_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    FLOOR_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_BATCHES_MAX_FIELD_NUMBER: _builtins.int
+    CHAIN_VERSION_FIELD_NUMBER: _builtins.int
+    SEGMENT_INDEX_FIELD_NUMBER: _builtins.int
     batch_bytes_max: _builtins.int
     """A larger batch is refused, in bytes."""
     in_flight_bytes_max: _builtins.int
     """The server stops reading the session while so many bytes are not acknowledged."""
+    floor: _builtins.int
+    """A committed tail: no batch that is sent in this session for the first time lies below it."""
+    in_flight_batches_max: _builtins.int
+    """The server stops reading the session while so many batches are not acknowledged; 0: it does not count."""
+    chain_version: _builtins.int
+    """Of the chain by which the session is served."""
+    segment_index: _builtins.int
+    """Of the open segment, in which the session's new batches lie."""
     @_builtins.property
     def sequencer(self) -> _types_pb2.SequencerId:
         """Who assigns the offsets."""
@@ -324,10 +423,14 @@ class AppendSessionOpened(_message.Message):
         sequencer: _types_pb2.SequencerId | None = ...,
         batch_bytes_max: _builtins.int = ...,
         in_flight_bytes_max: _builtins.int = ...,
+        floor: _builtins.int = ...,
+        in_flight_batches_max: _builtins.int = ...,
+        chain_version: _builtins.int = ...,
+        segment_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sequencer", b"sequencer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_bytes_max", b"batch_bytes_max", "in_flight_bytes_max", b"in_flight_bytes_max", "sequencer", b"sequencer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_bytes_max", b"batch_bytes_max", "chain_version", b"chain_version", "floor", b"floor", "in_flight_batches_max", b"in_flight_batches_max", "in_flight_bytes_max", b"in_flight_bytes_max", "segment_index", b"segment_index", "sequencer", b"sequencer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -463,21 +566,25 @@ class FindTailRequest(_message.Message):
 
     LOG_FIELD_NUMBER: _builtins.int
     DIRECT_ONLY_FIELD_NUMBER: _builtins.int
+    MIN_CHAIN_VERSION_FIELD_NUMBER: _builtins.int
     log: _builtins.str
     """The log's name."""
     direct_only: _builtins.bool
     """A node that is not the log's sequencer answers NotSequencer rather than forward the call. Set by a node
     that forwards, so that two nodes with an old view of the chain never send a call round in circles.
     """
+    min_chain_version: _builtins.int
+    """The caller knows of this version of the chain: a node whose view is older asks the metadata store."""
     def __init__(
         self,
         *,
         log: _builtins.str = ...,
         direct_only: _builtins.bool = ...,
+        min_chain_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["direct_only", b"direct_only", "log", b"log"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["direct_only", b"direct_only", "log", b"log", "min_chain_version", b"min_chain_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

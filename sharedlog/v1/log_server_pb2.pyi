@@ -294,6 +294,8 @@ class ReadLogletRequest(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     SEGMENT_END_FIELD_NUMBER: _builtins.int
     NO_WAIT_FIELD_NUMBER: _builtins.int
+    FOR_REPAIR_FIELD_NUMBER: _builtins.int
+    HEADERS_ONLY_FIELD_NUMBER: _builtins.int
     storage_id: _builtins.str
     """Whom the request is for; another store refuses it."""
     start: _builtins.int
@@ -304,6 +306,12 @@ class ReadLogletRequest(_message.Message):
     """The segment's end as the chain gives it: proof that everything below is committed. Absent for an open segment."""
     no_wait: _builtins.bool
     """Ends at the committed tail that the server knows, rather than wait there."""
+    for_repair: _builtins.bool
+    """Serves what is held up to the local tail, committed or not. Only of a sealed loglet, for its repair;
+    ends at the local tail.
+    """
+    headers_only: _builtins.bool
+    """Only the fixed part of each batch: placement and batch header (docs/batch-format.md)."""
     @_builtins.property
     def loglet(self) -> _types_pb2.LogletId:
         """What to read."""
@@ -317,10 +325,12 @@ class ReadLogletRequest(_message.Message):
         end: _builtins.int | None = ...,
         segment_end: _builtins.int | None = ...,
         no_wait: _builtins.bool = ...,
+        for_repair: _builtins.bool = ...,
+        headers_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_segment_end", b"_segment_end", "end", b"end", "loglet", b"loglet", "segment_end", b"segment_end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_segment_end", b"_segment_end", "end", b"end", "loglet", b"loglet", "no_wait", b"no_wait", "segment_end", b"segment_end", "start", b"start", "storage_id", b"storage_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_segment_end", b"_segment_end", "end", b"end", "for_repair", b"for_repair", "headers_only", b"headers_only", "loglet", b"loglet", "no_wait", b"no_wait", "segment_end", b"segment_end", "start", b"start", "storage_id", b"storage_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
     _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015
@@ -340,8 +350,11 @@ class ReadLogletResponse(_message.Message):
     BATCHES_FIELD_NUMBER: _builtins.int
     COMMITTED_TAIL_FIELD_NUMBER: _builtins.int
     GAP_FIELD_NUMBER: _builtins.int
+    TOLD_END_FIELD_NUMBER: _builtins.int
     committed_tail: _builtins.int
     """The committed tail that the server knows. A message with nothing else is a heartbeat."""
+    told_end: _builtins.int
+    """The server was told that the segment ends here. A hint to look at the chain, which alone says so."""
     @_builtins.property
     def batches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Placed batches, in order, without gaps. The first may begin below `start`."""
@@ -356,12 +369,15 @@ class ReadLogletResponse(_message.Message):
         batches: _abc.Iterable[_builtins.bytes] | None = ...,
         committed_tail: _builtins.int = ...,
         gap: Global___ReadGap | None = ...,
+        told_end: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gap", b"gap"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_told_end", b"_told_end", "gap", b"gap", "told_end", b"told_end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "committed_tail", b"committed_tail", "gap", b"gap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_told_end", b"_told_end", "batches", b"batches", "committed_tail", b"committed_tail", "gap", b"gap", "told_end", b"told_end"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__told_end: _TypeAlias = _typing.Literal["told_end"]  # noqa: Y015
+    _WhichOneofArgType__told_end: _TypeAlias = _typing.Literal["_told_end", b"_told_end"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__told_end) -> _WhichOneofReturnType__told_end | None: ...
 
 Global___ReadLogletResponse: _TypeAlias = ReadLogletResponse  # noqa: Y015
 
@@ -425,10 +441,13 @@ class SealRequest(_message.Message):
     STORAGE_ID_FIELD_NUMBER: _builtins.int
     LOGLET_FIELD_NUMBER: _builtins.int
     BASE_FIELD_NUMBER: _builtins.int
+    SKIP_DAMAGE_FIELD_NUMBER: _builtins.int
     storage_id: _builtins.str
     """Whom the request is for; another store refuses it."""
     base: _builtins.int
     """First offset of the segment, inclusive: needed to create an unknown loglet sealed."""
+    skip_damage: _builtins.bool
+    """Does not look for damage: `damaged` stays empty. For servers whose claims are not counted, or verified anyway."""
     @_builtins.property
     def loglet(self) -> _types_pb2.LogletId:
         """What to seal."""
@@ -439,10 +458,11 @@ class SealRequest(_message.Message):
         storage_id: _builtins.str = ...,
         loglet: _types_pb2.LogletId | None = ...,
         base: _builtins.int = ...,
+        skip_damage: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["loglet", b"loglet"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "loglet", b"loglet", "storage_id", b"storage_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "loglet", b"loglet", "skip_damage", b"skip_damage", "storage_id", b"storage_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -454,23 +474,273 @@ class SealResponse(_message.Message):
 
     LOCAL_TAIL_FIELD_NUMBER: _builtins.int
     COMMITTED_TAIL_FIELD_NUMBER: _builtins.int
+    LAST_TIMESTAMP_MS_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
     local_tail: _builtins.int
     """Highest held offset + 1, after the seal was durable."""
     committed_tail: _builtins.int
-    """Highest committed tail known."""
+    """Highest committed tail known, never one that was only told as the segment's end."""
+    last_timestamp_ms: _builtins.int
+    """Of the highest batch held whose placement is whole, Unix time in milliseconds; 0 if there is none."""
+    @_builtins.property
+    def damaged(self) -> _containers.RepeatedCompositeFieldContainer[Global___OffsetRange]:
+        """Held ranges in [committed_tail, local_tail) whose bytes don't match their checksum: they count in
+        `local_tail`, and are no copies.
+        """
+
     def __init__(
         self,
         *,
         local_tail: _builtins.int = ...,
         committed_tail: _builtins.int = ...,
+        last_timestamp_ms: _builtins.int = ...,
+        damaged: _abc.Iterable[Global___OffsetRange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_tail", b"committed_tail", "local_tail", b"local_tail"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_tail", b"committed_tail", "damaged", b"damaged", "last_timestamp_ms", b"last_timestamp_ms", "local_tail", b"local_tail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SealResponse: _TypeAlias = SealResponse  # noqa: Y015
+
+@_typing.final
+class OffsetRange(_message.Message):
+    """[first, end)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    """Inclusive."""
+    end: _builtins.int
+    """Exclusive."""
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "first", b"first"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OffsetRange: _TypeAlias = OffsetRange  # noqa: Y015
+
+@_typing.final
+class RepairRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    LOGLET_FIELD_NUMBER: _builtins.int
+    COMMITTED_TAIL_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    storage_id: _builtins.str
+    """Whom the request is for; another store refuses it."""
+    committed_tail: _builtins.int
+    """Every offset below it is committed, exclusive: evidence for the prefix rule, and nothing else."""
+    @_builtins.property
+    def loglet(self) -> _types_pb2.LogletId:
+        """Known to the server: opened or sealed."""
+
+    @_builtins.property
+    def batches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Placed batches, in order."""
+
+    def __init__(
+        self,
+        *,
+        storage_id: _builtins.str = ...,
+        loglet: _types_pb2.LogletId | None = ...,
+        committed_tail: _builtins.int = ...,
+        batches: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["loglet", b"loglet"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "committed_tail", b"committed_tail", "loglet", b"loglet", "storage_id", b"storage_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepairRequest: _TypeAlias = RepairRequest  # noqa: Y015
+
+@_typing.final
+class RepairResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RepairResponse: _TypeAlias = RepairResponse  # noqa: Y015
+
+@_typing.final
+class TellEndsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
+    storage_id: _builtins.str
+    """Whom the request is for; another store refuses it."""
+    @_builtins.property
+    def ends(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentEnd]:
+        """Loglets that the server does not know are passed over."""
+
+    def __init__(
+        self,
+        *,
+        storage_id: _builtins.str = ...,
+        ends: _abc.Iterable[Global___SegmentEnd] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ends", b"ends", "storage_id", b"storage_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TellEndsRequest: _TypeAlias = TellEndsRequest  # noqa: Y015
+
+@_typing.final
+class SegmentEnd(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOGLET_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    end: _builtins.int
+    """As the chain says, exclusive."""
+    @_builtins.property
+    def loglet(self) -> _types_pb2.LogletId:
+        """Of a closed segment."""
+
+    def __init__(
+        self,
+        *,
+        loglet: _types_pb2.LogletId | None = ...,
+        end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["loglet", b"loglet"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "loglet", b"loglet"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SegmentEnd: _TypeAlias = SegmentEnd  # noqa: Y015
+
+@_typing.final
+class TellEndsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TellEndsResponse: _TypeAlias = TellEndsResponse  # noqa: Y015
+
+@_typing.final
+class DigestRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    LOGLET_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    VERIFY_FIELD_NUMBER: _builtins.int
+    storage_id: _builtins.str
+    """Whom the request is for; another store refuses it."""
+    start: _builtins.int
+    """Inclusive."""
+    end: _builtins.int
+    """Exclusive; absent: the local tail."""
+    verify: _builtins.bool
+    """Reads every batch, compares its checksum, and lists the batches."""
+    @_builtins.property
+    def loglet(self) -> _types_pb2.LogletId:
+        """What to look at."""
+
+    def __init__(
+        self,
+        *,
+        storage_id: _builtins.str = ...,
+        loglet: _types_pb2.LogletId | None = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int | None = ...,
+        verify: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "end", b"end", "loglet", b"loglet"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "end", b"end", "loglet", b"loglet", "start", b"start", "storage_id", b"storage_id", "verify", b"verify"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
+    _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end) -> _WhichOneofReturnType__end | None: ...
+
+Global___DigestRequest: _TypeAlias = DigestRequest  # noqa: Y015
+
+@_typing.final
+class DigestResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HELD_FIELD_NUMBER: _builtins.int
+    DAMAGED_FIELD_NUMBER: _builtins.int
+    BATCH_FIRSTS_FIELD_NUMBER: _builtins.int
+    BATCH_CHECKSUMS_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    next: _builtins.int
+    """The page covers [start, next): ask again from here until it reaches the wanted end."""
+    bytes: _builtins.int
+    """With `verify`: bytes of the batches that were read."""
+    @_builtins.property
+    def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___OffsetRange]:
+        """Held here, in order, adjoining ranges joined. What lies between is a hole."""
+
+    @_builtins.property
+    def damaged(self) -> _containers.RepeatedCompositeFieldContainer[Global___OffsetRange]:
+        """Of those, the damaged ones; only with `verify`."""
+
+    @_builtins.property
+    def batch_firsts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With `verify`: first offset of each whole batch, in order."""
+
+    @_builtins.property
+    def batch_checksums(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With `verify`: the placement's checksum of each of them, which covers the batch's."""
+
+    @_builtins.property
+    def status(self) -> Global___LogletStatus:
+        """The loglet here and now."""
+
+    def __init__(
+        self,
+        *,
+        held: _abc.Iterable[Global___OffsetRange] | None = ...,
+        damaged: _abc.Iterable[Global___OffsetRange] | None = ...,
+        batch_firsts: _abc.Iterable[_builtins.int] | None = ...,
+        batch_checksums: _abc.Iterable[_builtins.int] | None = ...,
+        next: _builtins.int = ...,
+        status: Global___LogletStatus | None = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_checksums", b"batch_checksums", "batch_firsts", b"batch_firsts", "bytes", b"bytes", "damaged", b"damaged", "held", b"held", "next", b"next", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestResponse: _TypeAlias = DigestResponse  # noqa: Y015
 
 @_typing.final
 class ListLogletsRequest(_message.Message):
@@ -531,6 +801,7 @@ class LogletStatus(_message.Message):
     COMMITTED_TAIL_FIELD_NUMBER: _builtins.int
     SEALED_FIELD_NUMBER: _builtins.int
     OPENED_BY_FIELD_NUMBER: _builtins.int
+    TOLD_END_FIELD_NUMBER: _builtins.int
     base: _builtins.int
     """First offset of the segment, inclusive."""
     local_start: _builtins.int
@@ -541,6 +812,8 @@ class LogletStatus(_message.Message):
     """Highest that the server knows, exclusive; may be above `local_tail`, or behind the truth."""
     sealed: _builtins.bool
     """Takes no stores of its sequencer any more."""
+    told_end: _builtins.int
+    """Where the segment ends, as the server was told; absent if nobody has."""
     @_builtins.property
     def loglet(self) -> _types_pb2.LogletId:
         """Which loglet."""
@@ -559,12 +832,15 @@ class LogletStatus(_message.Message):
         committed_tail: _builtins.int = ...,
         sealed: _builtins.bool = ...,
         opened_by: _types_pb2.SequencerId | None = ...,
+        told_end: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["loglet", b"loglet", "opened_by", b"opened_by"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_told_end", b"_told_end", "loglet", b"loglet", "opened_by", b"opened_by", "told_end", b"told_end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "committed_tail", b"committed_tail", "local_start", b"local_start", "local_tail", b"local_tail", "loglet", b"loglet", "opened_by", b"opened_by", "sealed", b"sealed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_told_end", b"_told_end", "base", b"base", "committed_tail", b"committed_tail", "local_start", b"local_start", "local_tail", b"local_tail", "loglet", b"loglet", "opened_by", b"opened_by", "sealed", b"sealed", "told_end", b"told_end"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__told_end: _TypeAlias = _typing.Literal["told_end"]  # noqa: Y015
+    _WhichOneofArgType__told_end: _TypeAlias = _typing.Literal["_told_end", b"_told_end"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__told_end) -> _WhichOneofReturnType__told_end | None: ...
 
 Global___LogletStatus: _TypeAlias = LogletStatus  # noqa: Y015
 

@@ -24,13 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sharedlog/v1/types.proto\x12\x0csharedlog.v1\"1\n\x08LogletId\x12\x0e\n\x06log_id\x18\x01 \x01(\x06\x12\x15\n\rsegment_index\x18\x02 \x01(\r\"2\n\x0bSequencerId\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"@\n\x07Replica\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nstorage_id\x18\x02 \x01(\t\x12\x10\n\x08location\x18\x03 \x01(\t\"\xac\x01\n\x07Segment\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\x04\x12\x10\n\x03\x65nd\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12,\n\tsequencer\x18\x04 \x01(\x0b\x32\x19.sharedlog.v1.SequencerId\x12&\n\x07nodeset\x18\x05 \x03(\x0b\x32\x15.sharedlog.v1.Replica\x12\x14\n\x0cwrite_quorum\x18\x06 \x01(\rB\x06\n\x04_end\"W\n\x0bNodeAddress\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x12\n\nstorage_id\x18\x04 \x01(\t\"\xd1\x01\n\x0eLogDescription\x12\x0e\n\x06log_id\x18\x01 \x01(\x06\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08replicas\x18\x03 \x01(\r\x12\x14\n\x0cwrite_quorum\x18\x04 \x01(\r\x12$\n\x05\x63hain\x18\x05 \x03(\x0b\x32\x15.sharedlog.v1.Segment\x12\x15\n\rchain_version\x18\x06 \x01(\x04\x12(\n\x05nodes\x18\x07 \x03(\x0b\x32\x19.sharedlog.v1.NodeAddress\x12\x12\n\ncreated_ms\x18\x08 \x01(\x04\"~\n\x06Record\x12\r\n\x05value\x18\x01 \x01(\x0c\x12\x10\n\x03key\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12%\n\x07headers\x18\x03 \x03(\x0b\x32\x14.sharedlog.v1.Header\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x14\n\x0ctimestamp_ms\x18\x05 \x01(\x04\x42\x06\n\x04_key\"%\n\x06Header\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"\x86\x01\n\x05\x45rror\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12/\n\x06\x66ields\x18\x03 \x03(\x0b\x32\x1f.sharedlog.v1.Error.FieldsEntry\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sharedlog/v1/types.proto\x12\x0csharedlog.v1\"1\n\x08LogletId\x12\x0e\n\x06log_id\x18\x01 \x01(\x06\x12\x15\n\rsegment_index\x18\x02 \x01(\r\"2\n\x0bSequencerId\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"@\n\x07Replica\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nstorage_id\x18\x02 \x01(\t\x12\x10\n\x08location\x18\x03 \x01(\t\"\xcb\x02\n\x07Segment\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\x04\x12\x10\n\x03\x65nd\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12,\n\tsequencer\x18\x04 \x01(\x0b\x32\x19.sharedlog.v1.SequencerId\x12&\n\x07nodeset\x18\x05 \x03(\x0b\x32\x15.sharedlog.v1.Replica\x12\x14\n\x0cwrite_quorum\x18\x06 \x01(\r\x12\x31\n\x06spread\x18\x07 \x03(\x0b\x32!.sharedlog.v1.Segment.SpreadEntry\x12\x14\n\x0ctimestamp_ms\x18\x08 \x01(\x04\x12%\n\x04lost\x18\t \x03(\x0b\x32\x17.sharedlog.v1.LostRange\x1a-\n\x0bSpreadEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x42\x06\n\x04_end\"L\n\tLostRange\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x04\x12\x13\n\x0b\x61\x63\x63\x65pted_ms\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\"W\n\x0bNodeAddress\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x12\n\nstorage_id\x18\x04 \x01(\t\"\xd1\x02\n\x0eLogDescription\x12\x0e\n\x06log_id\x18\x01 \x01(\x06\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08replicas\x18\x03 \x01(\r\x12\x14\n\x0cwrite_quorum\x18\x04 \x01(\r\x12$\n\x05\x63hain\x18\x05 \x03(\x0b\x32\x15.sharedlog.v1.Segment\x12\x15\n\rchain_version\x18\x06 \x01(\x04\x12(\n\x05nodes\x18\x07 \x03(\x0b\x32\x19.sharedlog.v1.NodeAddress\x12\x12\n\ncreated_ms\x18\x08 \x01(\x04\x12\x38\n\x06spread\x18\t \x03(\x0b\x32(.sharedlog.v1.LogDescription.SpreadEntry\x12\x15\n\rsegment_count\x18\n \x01(\r\x1a-\n\x0bSpreadEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"~\n\x06Record\x12\r\n\x05value\x18\x01 \x01(\x0c\x12\x10\n\x03key\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12%\n\x07headers\x18\x03 \x03(\x0b\x32\x14.sharedlog.v1.Header\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x14\n\x0ctimestamp_ms\x18\x05 \x01(\x04\x42\x06\n\x04_key\"%\n\x06Header\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\"\x86\x01\n\x05\x45rror\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12/\n\x06\x66ields\x18\x03 \x03(\x0b\x32\x1f.sharedlog.v1.Error.FieldsEntry\x1a-\n\x0b\x46ieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sharedlog.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SEGMENT_SPREADENTRY']._loaded_options = None
+  _globals['_SEGMENT_SPREADENTRY']._serialized_options = b'8\001'
+  _globals['_LOGDESCRIPTION_SPREADENTRY']._loaded_options = None
+  _globals['_LOGDESCRIPTION_SPREADENTRY']._serialized_options = b'8\001'
   _globals['_ERROR_FIELDSENTRY']._loaded_options = None
   _globals['_ERROR_FIELDSENTRY']._serialized_options = b'8\001'
   _globals['_LOGLETID']._serialized_start=42
@@ -40,17 +44,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPLICA']._serialized_start=145
   _globals['_REPLICA']._serialized_end=209
   _globals['_SEGMENT']._serialized_start=212
-  _globals['_SEGMENT']._serialized_end=384
-  _globals['_NODEADDRESS']._serialized_start=386
-  _globals['_NODEADDRESS']._serialized_end=473
-  _globals['_LOGDESCRIPTION']._serialized_start=476
-  _globals['_LOGDESCRIPTION']._serialized_end=685
-  _globals['_RECORD']._serialized_start=687
-  _globals['_RECORD']._serialized_end=813
-  _globals['_HEADER']._serialized_start=815
-  _globals['_HEADER']._serialized_end=852
-  _globals['_ERROR']._serialized_start=855
-  _globals['_ERROR']._serialized_end=989
-  _globals['_ERROR_FIELDSENTRY']._serialized_start=944
-  _globals['_ERROR_FIELDSENTRY']._serialized_end=989
+  _globals['_SEGMENT']._serialized_end=543
+  _globals['_SEGMENT_SPREADENTRY']._serialized_start=490
+  _globals['_SEGMENT_SPREADENTRY']._serialized_end=535
+  _globals['_LOSTRANGE']._serialized_start=545
+  _globals['_LOSTRANGE']._serialized_end=621
+  _globals['_NODEADDRESS']._serialized_start=623
+  _globals['_NODEADDRESS']._serialized_end=710
+  _globals['_LOGDESCRIPTION']._serialized_start=713
+  _globals['_LOGDESCRIPTION']._serialized_end=1050
+  _globals['_LOGDESCRIPTION_SPREADENTRY']._serialized_start=490
+  _globals['_LOGDESCRIPTION_SPREADENTRY']._serialized_end=535
+  _globals['_RECORD']._serialized_start=1052
+  _globals['_RECORD']._serialized_end=1178
+  _globals['_HEADER']._serialized_start=1180
+  _globals['_HEADER']._serialized_end=1217
+  _globals['_ERROR']._serialized_start=1220
+  _globals['_ERROR']._serialized_end=1354
+  _globals['_ERROR_FIELDSENTRY']._serialized_start=1309
+  _globals['_ERROR_FIELDSENTRY']._serialized_end=1354
 # @@protoc_insertion_point(module_scope)

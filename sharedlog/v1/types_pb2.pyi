@@ -108,12 +108,35 @@ class Segment(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class SpreadEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     INDEX_FIELD_NUMBER: _builtins.int
     BASE_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
     SEQUENCER_FIELD_NUMBER: _builtins.int
     NODESET_FIELD_NUMBER: _builtins.int
     WRITE_QUORUM_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_MS_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """From 0; the loglet is (log_id, index)."""
     base: _builtins.int
@@ -122,6 +145,8 @@ class Segment(_message.Message):
     """First offset after the segment, exclusive; absent while the segment is open."""
     write_quorum: _builtins.int
     """So many fsynced copies commit a batch."""
+    timestamp_ms: _builtins.int
+    """No batch of the segment has an earlier timestamp, Unix time in milliseconds."""
     @_builtins.property
     def sequencer(self) -> Global___SequencerId:
         """The one process that may assign offsets in it."""
@@ -129,6 +154,16 @@ class Segment(_message.Message):
     @_builtins.property
     def nodeset(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]:
         """The log servers that hold it; its length is the replica count."""
+
+    @_builtins.property
+    def spread(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """By level ("region", "zone" or "node"): a write quorum must also span so many of them. Judged by the
+        locations in `nodeset`, never by the nodes' present ones.
+        """
+
+    @_builtins.property
+    def lost(self) -> _containers.RepeatedCompositeFieldContainer[Global___LostRange]:
+        """Ranges whose loss an operator has accepted, in order."""
 
     def __init__(
         self,
@@ -139,16 +174,53 @@ class Segment(_message.Message):
         sequencer: Global___SequencerId | None = ...,
         nodeset: _abc.Iterable[Global___Replica] | None = ...,
         write_quorum: _builtins.int = ...,
+        spread: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        timestamp_ms: _builtins.int = ...,
+        lost: _abc.Iterable[Global___LostRange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "end", b"end", "sequencer", b"sequencer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "base", b"base", "end", b"end", "index", b"index", "nodeset", b"nodeset", "sequencer", b"sequencer", "write_quorum", b"write_quorum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "base", b"base", "end", b"end", "index", b"index", "lost", b"lost", "nodeset", b"nodeset", "sequencer", b"sequencer", "spread", b"spread", "timestamp_ms", b"timestamp_ms", "write_quorum", b"write_quorum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
     _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__end) -> _WhichOneofReturnType__end | None: ...
 
 Global___Segment: _TypeAlias = Segment  # noqa: Y015
+
+@_typing.final
+class LostRange(_message.Message):
+    """Offsets that no log server can give back any more: readers get them as a typed gap."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    ACCEPTED_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    """Inclusive."""
+    end: _builtins.int
+    """Exclusive. Equal to `first`: records at or above it may have been lost, how many is unknown."""
+    accepted_ms: _builtins.int
+    """When the loss was accepted, Unix time in milliseconds."""
+    reason: _builtins.str
+    """Why, in the operator's words."""
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        end: _builtins.int = ...,
+        accepted_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_ms", b"accepted_ms", "end", b"end", "first", b"first", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LostRange: _TypeAlias = LostRange  # noqa: Y015
 
 @_typing.final
 class NodeAddress(_message.Message):
@@ -190,6 +262,26 @@ class LogDescription(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class SpreadEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     LOG_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
@@ -198,6 +290,8 @@ class LogDescription(_message.Message):
     CHAIN_VERSION_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     CREATED_MS_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
+    SEGMENT_COUNT_FIELD_NUMBER: _builtins.int
     log_id: _builtins.int
     """Unique for ever, over all logs that ever lived in the cluster."""
     name: _builtins.str
@@ -210,6 +304,8 @@ class LogDescription(_message.Message):
     """Version of the chain's value in the metadata store; grows with each change."""
     created_ms: _builtins.int
     """When the log was created, Unix time in milliseconds."""
+    segment_count: _builtins.int
+    """Segments of the whole chain; `chain` may hold fewer if the request asked for a part."""
     @_builtins.property
     def chain(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
         """In order of their offsets; only the last can be open."""
@@ -217,6 +313,10 @@ class LogDescription(_message.Message):
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeAddress]:
         """The nodes named in the chain, as the answering node knows them."""
+
+    @_builtins.property
+    def spread(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Wanted of each new segment; see Segment.spread."""
 
     def __init__(
         self,
@@ -229,10 +329,12 @@ class LogDescription(_message.Message):
         chain_version: _builtins.int = ...,
         nodes: _abc.Iterable[Global___NodeAddress] | None = ...,
         created_ms: _builtins.int = ...,
+        spread: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        segment_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "chain_version", b"chain_version", "created_ms", b"created_ms", "log_id", b"log_id", "name", b"name", "nodes", b"nodes", "replicas", b"replicas", "write_quorum", b"write_quorum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "chain_version", b"chain_version", "created_ms", b"created_ms", "log_id", b"log_id", "name", b"name", "nodes", b"nodes", "replicas", b"replicas", "segment_count", b"segment_count", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
