@@ -4,33 +4,54 @@
 nothing is changed in place. A function that checks returns None or raises the error that a caller
 gets to see, with the reason in its text. `registry.py` runs the procedures that need a store.
 
-**Quorums.** A batch is committed once `write_quorum` of a segment's `replicas` have it. To move a
-log, a *seal quorum* is sealed: any set that every write quorum meets, so `replicas - write_quorum
-+ 1` servers. Only majorities or larger are taken (`2 * write_quorum > replicas`), because only
-then does each write quorum contain a seal quorum: whoever can append can also reconfigure, and two
-write quorums meet.
+**Quorums.** A batch is committed once `write_quorum` of a segment's `replicas` have it, in as many
+places as the segment's spread asks for; to move a log, a *seal quorum* is sealed. `quorum.py` says
+which sets are which. Only majorities or larger are taken (`2 * write_quorum > replicas`), because
+only then does each write quorum contain a seal quorum: whoever can append can also reconfigure, and
+two write quorums meet. A nodeset must be a write quorum as a whole, or nothing could ever commit.
 
 **Placement.** `choose_nodeset` takes alive nodes with the role "log-server", the asked-for node
 first, then one at a time the one whose location holds fewest of those chosen, and of these the one
-with the fewest open segments. `choose_sequencer` prefers the asked-for node, then a member of the
-nodeset (it stores its own copy without the network), then the one that orders the fewest logs.
-Ties go by node id, so the same inputs give the same placement.
+with the fewest open segments; but as long as the spread lacks places, one in a new place.
+(`fill_nodeset` is that choice by itself. A new zone may be a new region too, and each member is a
+new node, so regions are seen to first: then no spread that can be had is missed.)
+`choose_sequencer` prefers the asked-for node, then a member of the nodeset (it stores its own copy
+without the network), then the one that orders the fewest logs. Ties go by node id, so the same
+inputs give the same placement. Nodes that are not read-write get neither.
 
 **Chains.** A chain is a list of segments. Invariants of each one (`check_chain`):
 
 - it has at least one segment; all but the last are closed, the last is open;
 - each closed segment has `base < end`, and the next one's base is its end: offsets are dense;
 - indexes grow from segment to segment, and may skip (an empty segment is replaced, index + 1);
-- a nodeset names each node once, and its quorum is valid for its size.
+- timestamps never fall from segment to segment (field note 43);
+- a nodeset names each node once, and is a write quorum;
+- what a segment has lost lies within it, in order, without overlap.
 
-A change (`check_chain_change`) keeps all that names the log, and every closed segment but for its
-nodeset and write quorum (re-replication). The open one either stays as it is, or ends and is
-followed by one with the next index at that end, or, if it ends empty, is replaced by that one.
+A change (`check_chain_change`) keeps all that names the log. What is wanted of later segments may
+change freely, and so may the nonce. The open segment either stays as it is, or ends and is followed
+by one with the next index at that end, or, if it ends empty, is replaced by that one, which takes
+over what it had lost. A segment keeps everything for ever, but for this:
+
+- when it ends, members of its nodeset may be replaced (DESIGN.md §6: servers that will never answer
+  again), at least one stays, and the nodeset does not shrink;
+- once it is closed, its nodeset may change (re-replication), and its write quorum may be raised,
+  never lowered: the copies that were promised stay promised. It may shrink to the replicas that the
+  log wants by now, not below, and never below its write quorum;
+- what it has lost may grow, never shrink.
+
+A change that does not touch the closed segments costs one comparison of two tuples whose elements
+are identical, however long the chain is, and checks only what is new.
+
+**Length.** A chain is one value in the metadata store, so it can't grow for ever. A change that
+would make it longer than `CHAIN_SEGMENTS_MAX` is refused (`registry.py` refuses one whose bytes are
+too many). Changes that keep its length are always taken.
 
 **Generations** only grow; a node's record is never deleted, since a node that began again at 1
 could pass for one of its former lives.
 
-Not here: how a quorum of answers is counted (`loglet/quorum.py`), and who is alive (`node/`).
+Not here: which sets are quorums (`quorum.py`), what a log's next segment is to be
+(`reconfiguration.py`), and who is alive (`node/`).
 """
 
 from __future__ import annotations
@@ -39,9 +60,18 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Final
 
-from metadata.records import LogRecord, NodeRecord, Replica, Segment
+from metadata.quorum import QuorumRule, format_spread, make_spread, place_of
+from metadata.records import (
+    STATE_READ_WRITE,
+    LogRecord,
+    NodeRecord,
+    Replica,
+    Segment,
+    Spread,
+)
 from sharedlog.errors import InvalidArgument, InvalidLogName, LogUnavailable
 from sharedlog.ids import Generation, LogId, NodeId, Offset, SequencerId
 from sharedlog.limits import LOG_NAME_CHARS_MAX, REPLICAS_MAX
@@ -53,6 +83,9 @@ ROLES: Final = (ROLE_LOG_SERVER, ROLE_SEQUENCER, ROLE_METADATA)
 
 NODE_ID_CHARS_MAX: Final = 64
 """Characters of a node's id."""
+
+CHAIN_SEGMENTS_MAX: Final = 10_000
+"""Segments of one chain: a change that makes it longer is refused."""
 
 _LOG_NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._/-]{{0,{LOG_NAME_CHARS_MAX - 1}}}")
 _NODE_ID: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NODE_ID_CHARS_MAX - 1}}}")
@@ -86,8 +119,8 @@ def majority(replicas: int) -> int:
     return replicas // 2 + 1
 
 
-def check_quorum(*, replicas: int, write_quorum: int) -> None:
-    """Raises `InvalidArgument`, with the reason, for a pair that is not taken."""
+def check_quorum(*, replicas: int, write_quorum: int, spread: Spread = ()) -> None:
+    """Raises `InvalidArgument`, with the reason, for what no nodeset at all could satisfy."""
     if not 1 <= replicas <= REPLICAS_MAX:
         raise InvalidArgument(f"{replicas} replicas: a log has 1 to {REPLICAS_MAX}")
     if write_quorum > replicas:
@@ -100,6 +133,35 @@ def check_quorum(*, replicas: int, write_quorum: int) -> None:
             "need not meet, and servers that can still take appends could not move the log; "
             f"the least is {majority(replicas)}"
         )
+    if make_spread(spread) != spread:
+        raise InvalidArgument(f"spread {format_spread(spread)}: the levels are out of order")
+    for level, count in spread:
+        if count > replicas:
+            raise InvalidArgument(
+                f"spread {level}:{count} can't be had from {replicas} replicas: "
+                f"they are in {replicas} places at most"
+            )
+
+
+def check_nodeset(nodeset: Sequence[Replica], write_quorum: int, spread: Spread = ()) -> None:
+    """Raises `InvalidArgument`, with the reason, for a nodeset in which nothing could commit."""
+    check_quorum(replicas=len(nodeset), write_quorum=write_quorum, spread=spread)
+    if len({replica.node_id for replica in nodeset}) != len(nodeset):
+        raise InvalidArgument("the nodeset names a node twice")
+    rule = QuorumRule.make(nodeset, write_quorum, spread)
+    if not rule.is_write_quorum(range(len(nodeset))):
+        raise InvalidArgument(lacking_spread(nodeset, spread))
+
+
+def lacking_spread(nodeset: Iterable[Replica], spread: Spread) -> str:
+    """What these log servers lack of the spread, for an error's text; "" if nothing."""
+    found = list(nodeset)
+    for level, count in spread:
+        places = sorted({place_of(replica, level) for replica in found})
+        if len(places) < count:
+            listed = ", ".join(place or "(no location)" for place in places)
+            return f"spread {level}:{count}: the log servers are in {len(places)}: {listed}"
+    return ""
 
 
 def effective_write_quorum(*, replicas: int, write_quorum: int) -> int:
@@ -119,38 +181,104 @@ def count_load(logs: Iterable[LogRecord]) -> Load:
     return load
 
 
+def can_hold(node: NodeRecord) -> bool:
+    """It takes new segments, if it is alive."""
+    return ROLE_LOG_SERVER in node.roles and bool(node.storage_id) and _takes_work(node)
+
+
+def can_order(node: NodeRecord) -> bool:
+    """It takes logs to order, if it is alive."""
+    return ROLE_SEQUENCER in node.roles and _takes_work(node)
+
+
+def _takes_work(node: NodeRecord) -> bool:
+    return node.state == STATE_READ_WRITE
+
+
+def replica_of(node: NodeRecord) -> Replica:
+    """The node, as a member of a segment made now."""
+    return Replica(node_id=node.node_id, storage_id=node.storage_id, location=node.location)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A log server that could be a member, of which the lowest rank and then load is taken."""
+
+    replica: Replica
+    rank: int
+    load: int = 0
+
+
+def fill_nodeset(
+    chosen: Sequence[Replica], candidates: Iterable[Candidate], *, size: int, spread: Spread
+) -> tuple[Replica, ...]:
+    """`chosen`, and candidates after them until there are `size`, or none left.
+
+    See "Placement" above. The caller checks whether the spread was had.
+    """
+    found = list(chosen)
+    taken = {replica.node_id for replica in found}
+    free = [candidate for candidate in candidates if candidate.replica.node_id not in taken]
+    held = Counter(replica.location for replica in found)
+    while len(found) < size and free:
+        best = min(
+            _in_new_places(free, found, spread) or free,
+            key=lambda it: (it.rank, held[it.replica.location], it.load, it.replica.node_id),
+        )
+        free = [it for it in free if it.replica.node_id != best.replica.node_id]
+        found.append(best.replica)
+        held[best.replica.location] += 1
+    return tuple(found)
+
+
+def _in_new_places(
+    free: Sequence[Candidate], found: Sequence[Replica], spread: Spread
+) -> list[Candidate]:
+    """Those that bring the coarsest lacking level of the spread a new place; none if all is had."""
+    wanted = dict(spread)
+    for level in ("region", "zone"):  # each member is a new node anyway
+        places = {place_of(replica, level) for replica in found}
+        if len(places) < wanted.get(level, 0):
+            return [it for it in free if place_of(it.replica, level) not in places]
+    return []
+
+
 def choose_nodeset(
-    alive: Sequence[NodeRecord], *, replicas: int, load: Load, prefer: NodeId | None = None
+    alive: Sequence[NodeRecord],
+    *,
+    replicas: int,
+    load: Load,
+    prefer: NodeId | None = None,
+    spread: Spread = (),
 ) -> tuple[Replica, ...]:
     """The log servers of a new segment; `prefer` first if it is one.
 
     Raises:
-        LogUnavailable: too few log servers are alive.
+        LogUnavailable: too few log servers are alive, or in too few places.
     """
-    free = [node for node in alive if ROLE_LOG_SERVER in node.roles and node.storage_id]
-    if len(free) < replicas:
-        raise LogUnavailable(
-            f"{replicas} replicas need {replicas} log servers; {len(free)} of this cluster "
-            f"{'is' if len(free) == 1 else 'are'} alive"
-        )
-    chosen: list[NodeRecord] = []
-    held: Counter[str] = Counter()
-    while len(chosen) < replicas:
-        best = min(
-            free,
-            key=lambda node: (
-                node.node_id != prefer,
-                held[node.location],
-                load.replicas[node.node_id],
-                node.node_id,
-            ),
-        )
-        free.remove(best)
-        chosen.append(best)
-        held[best.location] += 1
-    return tuple(
-        Replica(node_id=node.node_id, storage_id=node.storage_id, location=node.location)
-        for node in chosen
+    able = [node for node in alive if can_hold(node)]
+    if len(able) < replicas:
+        raise LogUnavailable(too_few(replicas=replicas, able=len(able)))
+    nodeset = fill_nodeset(
+        (),
+        [
+            Candidate(replica_of(node), int(node.node_id != prefer), load.replicas[node.node_id])
+            for node in able
+        ],
+        size=replicas,
+        spread=spread,
+    )
+    lacking = lacking_spread(nodeset, spread)
+    if lacking:
+        raise LogUnavailable(lacking)
+    return nodeset
+
+
+def too_few(*, replicas: int, able: int) -> str:
+    """What to say when there are too few log servers for a new segment."""
+    return (
+        f"{replicas} replicas need {replicas} log servers; {able} of this cluster "
+        f"{'is' if able == 1 else 'are'} alive and may take new segments"
     )
 
 
@@ -166,9 +294,9 @@ def choose_sequencer(
     Raises:
         LogUnavailable: no node with the role is alive.
     """
-    able = [node for node in alive if ROLE_SEQUENCER in node.roles]
+    able = [node for node in alive if can_order(node)]
     if not able:
-        raise LogUnavailable("no node with the role sequencer is alive")
+        raise LogUnavailable("no node with the role sequencer is alive and may order more logs")
     members = {replica.node_id for replica in nodeset}
     best = min(
         able,
@@ -193,18 +321,25 @@ def new_log_record(
     created_ms: int,
     create_nonce: str,
     prefer: NodeId | None = None,
+    spread: Spread = (),
 ) -> LogRecord:
     """A log with its first segment, open at offset 0. `write_quorum` 0 takes the majority.
 
     Raises:
-        InvalidLogName, InvalidArgument: name or quorum. LogUnavailable: too few nodes are alive.
+        InvalidLogName, InvalidArgument: name, quorum or spread. LogUnavailable: too few nodes are
+        alive.
     """
     check_log_name(name)
     quorum = effective_write_quorum(replicas=replicas, write_quorum=write_quorum)
-    nodeset = choose_nodeset(alive, replicas=replicas, load=load, prefer=prefer)
-    sequencer = choose_sequencer(alive, nodeset=nodeset, load=load, prefer=prefer)
+    check_quorum(replicas=replicas, write_quorum=quorum, spread=spread)
+    nodeset = choose_nodeset(alive, replicas=replicas, load=load, prefer=prefer, spread=spread)
     first = Segment(
-        index=0, base=Offset(0), sequencer=sequencer, nodeset=nodeset, write_quorum=quorum
+        index=0,
+        base=Offset(0),
+        sequencer=choose_sequencer(alive, nodeset=nodeset, load=load, prefer=prefer),
+        nodeset=nodeset,
+        write_quorum=quorum,
+        spread=spread,
     )
     record = LogRecord(
         log_id=log_id,
@@ -214,6 +349,7 @@ def new_log_record(
         created_ms=created_ms,
         create_nonce=create_nonce,
         chain=(first,),
+        spread=spread,
     )
     check_chain(record)
     return record
@@ -226,57 +362,120 @@ def next_generation(previous: NodeRecord | None) -> Generation:
 
 def check_chain(log: LogRecord) -> None:
     """Raises `InvalidArgument` if the chain breaks an invariant of the module's docstring."""
-    check_quorum(replicas=log.replicas, write_quorum=log.write_quorum)
+    check_quorum(replicas=log.replicas, write_quorum=log.write_quorum, spread=log.spread)
     if not log.chain:
         raise _bad(log, "has no segment")
-    for segment in log.chain:
-        members = {replica.node_id for replica in segment.nodeset}
-        if len(members) != len(segment.nodeset):
-            raise _bad(log, f"names a node twice in segment {segment.index}")
-        check_quorum(replicas=len(members), write_quorum=segment.write_quorum)
-    for before, after in zip(log.chain, log.chain[1:], strict=False):
+    _check_links(log, log.chain)
+
+
+def check_chain_change(old: LogRecord, new: LogRecord) -> None:
+    """Raises `InvalidArgument` unless `new` may replace `old`. `old` is taken to be valid.
+
+    Raises:
+        LogUnavailable: the chain would become longer than chains may be.
+    """
+    if _identity(old) != _identity(new):
+        raise _bad(new, "changes what names the log: its id, name or creation")
+    check_quorum(replicas=new.replicas, write_quorum=new.write_quorum, spread=new.spread)
+    closed = len(old.chain) - 1
+    if len(new.chain) <= closed:
+        raise _bad(new, "drops a segment")
+    if len(new.chain) > max(len(old.chain), CHAIN_SEGMENTS_MAX):
+        raise LogUnavailable(chain_too_long(new))
+    if new.chain[:closed] != old.chain[:closed]:  # mostly the very same objects: fast
+        for was, now in zip(old.chain[:closed], new.chain, strict=False):
+            if now is not was:
+                _check_closed_change(new, was, now)
+    _check_links(new, new.chain[max(closed - 1, 0) :])
+    _check_open_change(new, old.open_segment, new.chain[closed:])
+
+
+def chain_too_long(log: LogRecord) -> str:
+    """What to say when a log can't be given a further segment."""
+    return (
+        f"log {log.name!r} takes no further segment after {len(log.chain) - 1:,}: its chain is one "
+        f"value of the metadata store, with at most {CHAIN_SEGMENTS_MAX:,} segments. Go on in a "
+        "new log; this one stays readable"
+    )
+
+
+def _check_links(log: LogRecord, chain: Sequence[Segment]) -> None:
+    """`chain` is the end of the log's chain, from some segment on."""
+    for segment in chain:
+        _check_segment(log, segment)
+    for before, after in pairwise(chain):
         if before.end is None or before.end <= before.base:
             raise _bad(log, f"goes on after segment {before.index}, which is open or empty")
         if after.base != before.end or after.index <= before.index:
             raise _bad(log, f"has a segment {after.index} that does not follow {before.index}")
-    if log.open_segment.end is not None:
+        if after.timestamp_ms < before.timestamp_ms:
+            raise _bad(log, f"has a segment {after.index} that is earlier than {before.index}")
+    if chain[-1].end is not None:
         raise _bad(log, "has no open segment")
 
 
-def check_chain_change(old: LogRecord, new: LogRecord) -> None:
-    """Raises `InvalidArgument` unless `new` may replace `old`. `old` is taken to be valid."""
-    if _identity(old) != _identity(new):
-        raise _bad(new, "changes what names the log: its id, name or creation")
-    check_chain(new)
-    closed = old.chain[:-1]
-    kept = new.chain[: len(closed)]
-    if [_without_places(segment) for segment in closed] != [
-        _without_places(segment) for segment in kept
-    ]:
-        raise _bad(new, "changes or drops a closed segment")
-    _check_open_change(new, old.open_segment, new.chain[len(closed) :])
+def _check_segment(log: LogRecord, segment: Segment) -> None:
+    try:
+        check_nodeset(segment.nodeset, segment.write_quorum, segment.spread)
+    except InvalidArgument as error:
+        raise _bad(log, f"has a segment {segment.index} that can't be: {error}") from error
+    reached = segment.base
+    for lost in segment.lost:
+        if lost.first < reached or lost.end < lost.first:
+            raise _bad(log, f"names what segment {segment.index} has lost out of order")
+        reached = lost.end
+    if segment.end is not None and reached > segment.end:
+        raise _bad(log, f"names losses beyond the end of segment {segment.index}")
 
 
-def _check_open_change(new: LogRecord, was: Segment, rest: Sequence[Segment]) -> None:
+def _check_closed_change(log: LogRecord, was: Segment, now: Segment) -> None:
+    if _fixed(was) != _fixed(now):
+        raise _bad(log, f"changes closed segment {was.index}")
+    if now.write_quorum < was.write_quorum:
+        raise _bad(log, f"lowers the write quorum of closed segment {was.index}")
+    if len(now.nodeset) < min(len(was.nodeset), log.replicas):
+        raise _bad(log, f"takes replicas from closed segment {was.index}")
+    _check_lost_grows(log, was, now)
+    _check_segment(log, now)
+
+
+def _check_open_change(log: LogRecord, was: Segment, rest: Sequence[Segment]) -> None:
     """`rest` is what stands in the new chain from the place of the open segment `was` on."""
     match rest:
         case [same] if same == was:
             return
         case [follower] if follower.base == was.base and follower.index == was.index + 1:
-            return  # `was` ended empty
+            if follower.timestamp_ms < was.timestamp_ms:
+                raise _bad(log, f"has a segment {follower.index} that is earlier than {was.index}")
+            _check_lost_grows(log, was, follower)  # `was` ended empty
         case [ended, follower] if follower.index == was.index + 1:
-            if replace(ended, end=None) != was:
-                raise _bad(new, f"changes segment {was.index} while it ends it")
+            _check_ended(log, was, ended)
         case _:
-            raise _bad(new, f"does not follow from open segment {was.index}")
+            raise _bad(log, f"does not follow from open segment {was.index}")
+
+
+def _check_ended(log: LogRecord, was: Segment, ended: Segment) -> None:
+    if _fixed(replace(ended, end=None)) != _fixed(was) or ended.write_quorum != was.write_quorum:
+        raise _bad(log, f"changes segment {was.index} while it ends it")
+    if len(ended.nodeset) < len(was.nodeset):
+        raise _bad(log, f"takes replicas from segment {was.index} while it ends it")
+    if not set(ended.nodeset) & set(was.nodeset):
+        raise _bad(log, f"leaves segment {was.index} none of its replicas while it ends it")
+    _check_lost_grows(log, was, ended)
+
+
+def _check_lost_grows(log: LogRecord, was: Segment, now: Segment) -> None:
+    if not set(was.lost) <= set(now.lost):
+        raise _bad(log, f"forgets what segment {was.index} has lost")
 
 
 def _identity(log: LogRecord) -> tuple[LogId, str, int, str]:
     return log.log_id, log.name, log.created_ms, log.create_nonce
 
 
-def _without_places(segment: Segment) -> Segment:
-    return replace(segment, nodeset=(), write_quorum=0)
+def _fixed(segment: Segment) -> Segment:
+    """What never changes of a closed segment."""
+    return replace(segment, nodeset=(), write_quorum=0, lost=())
 
 
 def _bad(log: LogRecord, what: str) -> InvalidArgument:

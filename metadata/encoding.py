@@ -6,36 +6,61 @@ it guards the whole way: network, memory, the store's disk (field note 24).
 
 Fields that this version does not know are skipped when reading; a field that is missing takes its
 default or, without one, makes the value corrupt. A field's meaning never changes: a new meaning
-gets a new name.
+gets a new name. A log's chain has a form of its own (`chain_encoding.py`); as it was written at
+first, a list of objects, it is still read.
 """
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+from dataclasses import fields
+from typing import Any, Final, TypeVar
 
 import msgspec
 
+from metadata.chain_encoding import ChainBody, ChainDecoder, encode_chain
 from metadata.errors import MetadataCorrupt
 from metadata.records import (
     CLUSTER_KEY,
+    CONTROLLER_KEY,
     LOGS_PREFIX,
     NODES_PREFIX,
     ClusterRecord,
+    LeaseRecord,
     LogRecord,
     NodeRecord,
+    Segment,
+    Spread,
 )
 from metadata.store import Entry
 from sharedlog.checksum import crc32c
-from sharedlog.ids import NodeId
+from sharedlog.ids import LogId, NodeId
 
-Record = TypeVar("Record", ClusterRecord, NodeRecord, LogRecord)
+
+class _LogValue(msgspec.Struct):
+    """A `LogRecord` as it is written, its chain not decoded yet."""
+
+    log_id: LogId
+    name: str
+    replicas: int
+    write_quorum: int
+    created_ms: int
+    create_nonce: str
+    chain: ChainBody | list[Segment]
+    spread: Spread = ()
+    change_nonce: str = ""
+
+
+Record = TypeVar("Record", ClusterRecord, LeaseRecord, NodeRecord, _LogValue)
 
 _CHECKSUM_CHARS: Final = 8
 
+_LOG_FIELDS: Final = tuple(it.name for it in fields(LogRecord) if it.name != "chain")
+
 _encode_json: Final = msgspec.json.Encoder().encode
 _cluster_decoder: Final = msgspec.json.Decoder(ClusterRecord)
+_lease_decoder: Final = msgspec.json.Decoder(LeaseRecord)
 _node_decoder: Final = msgspec.json.Decoder(NodeRecord)
-_log_decoder: Final = msgspec.json.Decoder(LogRecord)
+_log_decoder: Final = msgspec.json.Decoder(_LogValue)
 
 
 def node_key(node_id: NodeId) -> str:
@@ -58,6 +83,16 @@ def decode_cluster(entry: Entry) -> ClusterRecord:
     return _open(_cluster_decoder, entry)
 
 
+def encode_lease(record: LeaseRecord) -> bytes:
+    """The value of the key `controller`."""
+    return _seal(CONTROLLER_KEY, record)
+
+
+def decode_lease(entry: Entry) -> LeaseRecord:
+    """Raises `MetadataCorrupt`."""
+    return _open(_lease_decoder, entry)
+
+
 def encode_node(record: NodeRecord) -> bytes:
     """The value of the key `node_key(record.node_id)`."""
     return _seal(node_key(record.node_id), record)
@@ -70,18 +105,30 @@ def decode_node(entry: Entry) -> NodeRecord:
 
 def encode_log(record: LogRecord) -> bytes:
     """The value of the key `log_key(record.name)`."""
-    return _seal(log_key(record.name), record)
+    head = {name: getattr(record, name) for name in _LOG_FIELDS}
+    return _seal(log_key(record.name), head | {"chain": encode_chain(record.chain)})
 
 
-def decode_log(entry: Entry) -> LogRecord:
-    """Raises `MetadataCorrupt`, for a log without a segment too."""
-    record = _open(_log_decoder, entry)
-    if not record.chain:
+def decode_log(entry: Entry, decoder: ChainDecoder | None = None) -> LogRecord:
+    """Raises `MetadataCorrupt`, for a log without a segment too.
+
+    A `decoder` that is kept makes only of what is new in a chain new objects.
+    """
+    value = _open(_log_decoder, entry)
+    head = {name: getattr(value, name) for name in _LOG_FIELDS}
+    try:
+        if isinstance(value.chain, ChainBody):
+            chain = (decoder or ChainDecoder()).decode(entry.key, value.chain)
+        else:
+            chain = tuple(value.chain)
+    except (msgspec.DecodeError, msgspec.ValidationError, IndexError) as error:
+        raise MetadataCorrupt(f"the chain can't be read: {error}", key=entry.key) from error
+    if not chain:
         raise MetadataCorrupt("the log has no segment", key=entry.key)
-    return record
+    return LogRecord(chain=chain, **head)
 
 
-def _seal(key: str, record: ClusterRecord | NodeRecord | LogRecord) -> bytes:
+def _seal(key: str, record: ClusterRecord | LeaseRecord | NodeRecord | dict[str, Any]) -> bytes:
     body = _encode_json(record)
     return b"%08x %s" % (_checksum(key, body), body)
 

@@ -1,22 +1,32 @@
 """What is kept in the metadata store: nodes and logs, and how they become bytes.
 
-| key             | value        | changed by                                     |
-|-----------------|--------------|------------------------------------------------|
-| `cluster`       | ClusterRecord | the first node, once                          |
-| `nodes/<node>`  | NodeRecord   | the node itself, at start                      |
-| `logs/<name>`   | LogRecord    | create, and every change of the log's chain    |
+| key            | value         | changed by                                                     |
+|----------------|---------------|----------------------------------------------------------------|
+| `cluster`      | ClusterRecord | the first node, once                                           |
+| `controller`   | LeaseRecord   | whoever takes, renews or leaves the controller's lease         |
+| `nodes/<node>` | NodeRecord    | the node, at start; its state by operators and the controller  |
+| `logs/<name>`  | LogRecord     | create, and every change of the log's chain                    |
 
 A value is one line of JSON, so that a person can read it in an emergency, after its CRC32C:
-`{8 hex digits} {json}`. Unknown fields are kept out of the way: a newer node may have written them.
+`{8 hex digits} {json}` (`encoding.py`). Unknown fields are kept out of the way: a newer node may
+have written them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from sharedlog.ids import Generation, LogId, LogletId, NodeId, Offset, SequencerId, StorageId
 
+STATE_READ_WRITE: Final = "read-write"
+STATE_DRAINING: Final = "draining"  # takes no new segments; what it has is moved away
+STATE_GONE: Final = "gone"  # drained: no segment names it any more
+STATE_DATA_LOSS: Final = "data-loss"  # its store will never answer again
+NODE_STATES: Final = (STATE_READ_WRITE, STATE_DRAINING, STATE_GONE, STATE_DATA_LOSS)
+
 CLUSTER_KEY = "cluster"
+CONTROLLER_KEY = "controller"
 NODES_PREFIX = "nodes/"
 LOGS_PREFIX = "logs/"
 
@@ -30,6 +40,19 @@ class ClusterRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRecord:
+    """Who holds a lease; see `lease.py`."""
+
+    holder: NodeId  # "": nobody, it was let go
+    nonce: str  # of the holder's process
+    counter: int  # grows with each write
+    ttl_ms: int  # its holder writes it anew within this time
+
+
+_NO_STORE: Final = StorageId("")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRecord:
     """A node as it last registered itself."""
 
@@ -40,6 +63,15 @@ class NodeRecord:
     http_address: str  # host:port of metrics and health; "" if off
     location: str
     roles: tuple[str, ...]
+    # One of `NODE_STATES`: of the store above, so a node with a new store is read-write again.
+    state: str = STATE_READ_WRITE
+    # The store that it had last, while it runs without one; "" while it has one, or never had.
+    past_storage_id: StorageId = _NO_STORE
+
+    @property
+    def last_storage_id(self) -> StorageId:
+        """The store that it has, or else the one that it had last; "" if it never had any."""
+        return self.storage_id or self.past_storage_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +81,23 @@ class Replica:
     node_id: NodeId
     storage_id: StorageId
     location: str = ""
+
+
+Spread = tuple[tuple[str, int], ...]
+"""(level, count) pairs in order of the levels: see `quorum.py`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostRange:
+    """Offsets [first, end) that an operator has given up, for no log server can give them back.
+
+    `first == end`: records at or above it may have been lost, and nobody can say how many.
+    """
+
+    first: Offset
+    end: Offset
+    accepted_ms: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +110,9 @@ class Segment:
     sequencer: SequencerId
     nodeset: tuple[Replica, ...]
     write_quorum: int
+    spread: Spread = ()
+    timestamp_ms: int = 0  # no batch of the segment has an earlier one
+    lost: tuple[LostRange, ...] = ()  # in order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +126,8 @@ class LogRecord:
     created_ms: int
     create_nonce: str  # tells a repeated create from a second one
     chain: tuple[Segment, ...] = field(default=())
+    spread: Spread = ()  # wanted of each new segment
+    change_nonce: str = ""  # of the last change: tells whose it was when an answer got lost
 
     @property
     def open_segment(self) -> Segment:

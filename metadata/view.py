@@ -6,8 +6,12 @@ append and read path: with the metadata store down they go on answering (field n
 answer may be stale, by the time that a change takes to arrive or for as long as the store is away;
 the protocol above stands that.
 
-An answer to a `get` is returned and not kept. If it were, a deletion that the watch never told,
-because it never knew of the key, would leave it in the cache for ever.
+An answer to a `get`, and a record that this process wrote itself (`learn`), is kept only over an
+older one of the same log. If one were kept that the watch has not told of, and the log was deleted
+before the watch got to it, no deletion would ever be told, and it would stay for ever. What the
+watch has told once, it will also say is gone. Versions only grow, but for that: a deletion always
+removes what is known, whatever its version, since a watch that missed it can only guess that; a
+log that was made anew is told again after it. (Logs can't be deleted yet. The view is ready.)
 
 A damaged value is never taken for absence: the last good one stays, `damaged` names the key, and a
 `fetch_log` that finds nothing cached reads the store and raises `MetadataCorrupt`.
@@ -23,12 +27,13 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
-from metadata import registry
+from metadata.chain_encoding import ChainDecoder
 from metadata.core import check_log_name
 from metadata.encoding import decode_log, decode_node
 from metadata.errors import MetadataCorrupt
 from metadata.records import CLUSTER_KEY, LOGS_PREFIX, NODES_PREFIX, LogRecord, NodeRecord
 from metadata.store import (
+    ABSENT,
     Changed,
     Deleted,
     Entry,
@@ -37,7 +42,7 @@ from metadata.store import (
     Version,
 )
 from sharedlog.clock import Clock
-from sharedlog.errors import SharedLogError
+from sharedlog.errors import LogNotFound, SharedLogError
 from sharedlog.ids import NodeId
 
 log = logging.getLogger(__name__)
@@ -58,11 +63,13 @@ class ClusterView:
         self._clock = clock
         self._nodes: dict[str, tuple[NodeRecord, Version]] = {}  # by key
         self._logs: dict[str, tuple[LogRecord, Version]] = {}  # by key
+        self._chains = ChainDecoder()
         self._damaged: dict[str, MetadataCorrupt] = {}
         self._nodes_ready = asyncio.Event()
         self._logs_ready = asyncio.Event()
         self._change = asyncio.Event()  # set, and replaced by a new one, at each change
         self._connected = False
+        self._log_listeners: list[Callable[[LogRecord, Version], None]] = []
 
     # ------------------------------------------------------------------ lookups
 
@@ -111,7 +118,7 @@ class ClusterView:
         return None if entry is None else decode_node(entry)
 
     async def refresh_nodes(self) -> list[NodeRecord]:
-        """All nodes as the store has them now, or newer, in order of their ids.
+        """All nodes as the store has them now, or newer, in order of their ids; they are kept.
 
         Of a damaged record the last good one, if there was one: it is in `damaged`.
 
@@ -127,10 +134,14 @@ class ClusterView:
                 fresh.append(known[0])  # the watch may have told more meanwhile
                 continue
             try:
-                fresh.append(decode_node(entry))
+                node = decode_node(entry)
             except MetadataCorrupt:
                 if known is not None:
                     fresh.append(known[0])
+                continue
+            self._nodes[entry.key] = node, entry.version
+            self._announce()
+            fresh.append(node)
         return sorted(fresh, key=lambda node: node.node_id)
 
     async def fetch_log(self, name: str) -> tuple[LogRecord, Version]:
@@ -146,13 +157,51 @@ class ClusterView:
     async def refresh_log(self, name: str) -> tuple[LogRecord, Version]:
         """A log as the store has it now, or newer. Raises what `fetch_log` raises."""
         check_log_name(name)
-        fresh = await registry.fetch_log(self._store, name)
+        key = LOGS_PREFIX + name
+        entry = await self._store.get(key)
         self._connected = True
-        known = self.log(name)
-        # The watch may have told more while the answer was on its way.
-        return known if known is not None and known[1] > fresh[1] else fresh
+        if entry is None:
+            raise LogNotFound(name=name)
+        known = self._logs.get(key)
+        if known is not None and known[1] >= entry.version:
+            return known  # the watch has told as much meanwhile
+        fresh = self._decode_log(entry)
+        self.learn(fresh, entry.version)
+        return fresh, entry.version
+
+    async def log_at_least(self, name: str, version: int) -> tuple[LogRecord, Version]:
+        """A log as of `version` of its chain or newer; asked of the store if it is older here.
+
+        An older one is returned only if `version` never was one of this log: it was made anew, or
+        the caller is mistaken. Raises what `fetch_log` raises.
+        """
+        found = self.log(name)
+        if found is not None and found[1] >= version:
+            return found
+        return await self.refresh_log(name)
+
+    def learn(self, record: LogRecord, version: Version) -> None:
+        """The store has had this; if it is news of a log that is known here, keep it at once.
+
+        For a record that this process has just written: waiting for the watch to tell it would only
+        cost time.
+        """
+        key = LOGS_PREFIX + record.name
+        known = self._logs.get(key)
+        if known is not None and known[1] < version:
+            self._logs[key] = record, version
+            self._tell(record, version)
+            self._announce()
 
     # ------------------------------------------------------------------ waiting
+
+    def on_log(self, listener: Callable[[LogRecord, Version], None]) -> None:
+        """Call `listener` with each log that changes or comes up from now on, as it is told.
+
+        For those who would have to look at every log at every change otherwise. It must be quick,
+        and must not raise.
+        """
+        self._log_listeners.append(listener)
 
     async def wait_ready(self) -> None:
         """Wait until nodes and logs are known."""
@@ -176,13 +225,13 @@ class ClusterView:
             await change.wait()
 
     async def wait_log(
-        self, name: str, accept: Callable[[LogRecord], bool]
+        self, name: str, accept: Callable[[LogRecord], bool], *, min_version: int = ABSENT
     ) -> tuple[LogRecord, Version]:
-        """Wait until the log is known and `accept` says yes, e.g. that a segment has ended."""
+        """Wait until the log is known, at `min_version` or newer, and `accept` says yes to it."""
         while True:
             change = self._change
             found = self.log(name)
-            if found is not None and accept(found[0]):
+            if found is not None and found[1] >= min_version and accept(found[0]):
                 return found
             await change.wait()
 
@@ -199,7 +248,10 @@ class ClusterView:
         await self._follow(NODES_PREFIX, decode_node, self._nodes, self._nodes_ready)
 
     async def _follow_logs(self) -> None:
-        await self._follow(LOGS_PREFIX, decode_log, self._logs, self._logs_ready)
+        await self._follow(LOGS_PREFIX, self._decode_log, self._logs, self._logs_ready)
+
+    def _decode_log(self, entry: Entry) -> LogRecord:
+        return decode_log(entry, self._chains)
 
     async def _follow(
         self,
@@ -215,10 +267,15 @@ class ClusterView:
                     self._on_changed(entry, decode, known)
                 case Deleted(key, _):
                     known.pop(key, None)
+                    self._chains.forget(key)
                     self._damaged.pop(key, None)
                 case SnapshotComplete():
                     ready.set()
             self._announce()
+
+    def _tell(self, record: LogRecord, version: Version) -> None:
+        for listener in self._log_listeners:
+            listener(record, version)
 
     def _announce(self) -> None:
         self._change.set()
@@ -230,9 +287,16 @@ class ClusterView:
         decode: Callable[[Entry], Record],
         known: dict[str, tuple[Record, Version]],
     ) -> None:
-        try:
-            known[entry.key] = decode(entry), entry.version
+        old = known.get(entry.key)
+        if old is not None and old[1] >= entry.version:
             self._damaged.pop(entry.key, None)
+            return  # it was learnt before the watch told it
+        try:
+            record = decode(entry)
+            known[entry.key] = record, entry.version
+            self._damaged.pop(entry.key, None)
+            if isinstance(record, LogRecord):
+                self._tell(record, entry.version)
         except MetadataCorrupt as error:
             self._damaged[entry.key] = error
             extra = {"key": entry.key, "error": str(error)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 
 from metadata.records import LogRecord, NodeRecord, Segment
 from metadata.store import Version
@@ -13,21 +14,73 @@ from sharedlog.v1 import types_pb2
 
 
 def describe_log(
-    record: LogRecord, version: Version, directory: Callable[[NodeId], NodeRecord | None]
+    record: LogRecord,
+    version: Version,
+    directory: Callable[[NodeId], NodeRecord | None],
+    *,
+    chain_from: int = 0,
+    chain_limit: int = 0,
+    open_only: bool = False,
 ) -> types_pb2.LogDescription:
-    """A log, its chain, and the addresses of the nodes in it as far as `directory` knows them."""
-    named = {segment.sequencer.node_id for segment in record.chain}
-    named.update(replica.node_id for segment in record.chain for replica in segment.nodeset)
+    """A log, its chain, and the addresses of the nodes in it as far as `directory` knows them.
+
+    The whole chain, or the part that a `DescribeLogRequest` asks for by fields of the same names;
+    only the nodes of that part are told.
+    """
+    chain = chain_part(
+        record.chain, chain_from=chain_from, chain_limit=chain_limit, open_only=open_only
+    )
+    named = {segment.sequencer.node_id for segment in chain}
+    named.update(replica.node_id for segment in chain for replica in segment.nodeset)
     nodes = [node for node_id in sorted(named) if (node := directory(node_id)) is not None]
     return types_pb2.LogDescription(
         log_id=record.log_id,
         name=record.name,
         replicas=record.replicas,
         write_quorum=record.write_quorum,
-        chain=[_segment(segment) for segment in record.chain],
+        chain=[describe_segment(segment) for segment in chain],
         chain_version=version,
         nodes=[node_address(node) for node in nodes],
         created_ms=record.created_ms,
+        spread=dict(record.spread),
+        segment_count=len(record.chain),
+    )
+
+
+def chain_part(
+    chain: Sequence[Segment], *, chain_from: int = 0, chain_limit: int = 0, open_only: bool = False
+) -> Sequence[Segment]:
+    """Segments that reach above offset `chain_from`, and the open one; 0 is no limit.
+
+    The lowest `chain_limit` of them: the open one is not among these if there are more.
+    """
+    if open_only:
+        return chain[-1:]
+    # Ends are the next ones' bases: the first one to take is the last that begins at or below.
+    first = max(bisect_right(chain, chain_from, key=lambda segment: segment.base) - 1, 0)
+    return chain[first : first + chain_limit] if chain_limit else chain[first:]
+
+
+def describe_segment(segment: Segment) -> types_pb2.Segment:
+    """A segment on the wire."""
+    return types_pb2.Segment(
+        index=segment.index,
+        base=segment.base,
+        end=segment.end,
+        sequencer=sequencer_id(segment.sequencer),
+        nodeset=[
+            types_pb2.Replica(node_id=r.node_id, storage_id=r.storage_id, location=r.location)
+            for r in segment.nodeset
+        ],
+        write_quorum=segment.write_quorum,
+        spread=dict(segment.spread),
+        timestamp_ms=segment.timestamp_ms,
+        lost=[
+            types_pb2.LostRange(
+                first=it.first, end=it.end, accepted_ms=it.accepted_ms, reason=it.reason
+            )
+            for it in segment.lost
+        ],
     )
 
 
@@ -83,17 +136,3 @@ def _headers(record: types_pb2.Record) -> dict[str, bytes] | None:
     if len(headers) != len(record.headers):
         raise InvalidArgument("a record names a header twice; names are unique within a record")
     return headers
-
-
-def _segment(segment: Segment) -> types_pb2.Segment:
-    return types_pb2.Segment(
-        index=segment.index,
-        base=segment.base,
-        end=segment.end,
-        sequencer=sequencer_id(segment.sequencer),
-        nodeset=[
-            types_pb2.Replica(node_id=r.node_id, storage_id=r.storage_id, location=r.location)
-            for r in segment.nodeset
-        ],
-        write_quorum=segment.write_quorum,
-    )

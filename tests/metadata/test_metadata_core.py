@@ -234,9 +234,10 @@ OLD = log(segment(0, 0, 10), segment(1, 10))
         OLD.chain,
         (segment(0, 0, 10), segment(1, 10, 20), segment(2, 20)),
         (segment(0, 0, 10), segment(2, 10)),  # the open one ended empty
-        (segment(0, 0, 10, nodes="xyz"), segment(1, 10)),  # re-replicated
+        (segment(0, 0, 10, nodes="xyz"), segment(1, 10)),
+        (segment(0, 0, 10), segment(1, 10, 20, nodes="abd"), segment(2, 20)),
     ],
-    ids=["same", "extended", "replaced", "re-replicated"],
+    ids=["same", "extended", "replaced", "re-replicated", "extended, one server replaced"],
 )
 def test_changes_that_may_be(chain: tuple[Segment, ...]) -> None:
     check_chain_change(OLD, log(*chain))
@@ -250,7 +251,7 @@ def test_changes_that_may_be(chain: tuple[Segment, ...]) -> None:
         (segment(0, 0, 10), segment(3, 10)),
         (segment(0, 0, 10), segment(1, 10, 20), segment(3, 20)),
         (segment(0, 0, 10), segment(1, 10, nodes="abd")),
-        (segment(0, 0, 10), segment(1, 10, 20, nodes="abd"), segment(2, 20)),
+        (segment(0, 0, 10), segment(1, 10, 20, nodes="def"), segment(2, 20)),
         (segment(0, 0, 10), segment(1, 10, 20), segment(2, 20, 30), segment(3, 30)),
         (segment(0, 0),),
     ],
@@ -260,7 +261,7 @@ def test_changes_that_may_be(chain: tuple[Segment, ...]) -> None:
         "skips an index when replacing",
         "skips an index when extending",
         "changes the open nodeset",
-        "changes the nodeset while ending",
+        "replaces the whole nodeset while ending",
         "two at once",
         "goes back",
     ],
