@@ -86,6 +86,8 @@ def _text(report: StoreReport, *, ranges: bool) -> str:
 def _loglet_lines(found: LogletReport, *, ranges: bool) -> list[str]:
     opener = f"opened by {found.opened_by}" if found.opened_by else "never opened"
     state = "sealed" if found.sealed else "open"
+    if found.told_end is not None:
+        state += f", ended at {found.told_end}"
     offsets = (
         f"  base {found.base}   start {found.local_start}   tail {found.local_tail}   "
         f"committed {found.committed_tail}"

@@ -21,7 +21,8 @@ class LogServerConfig:
     or a small append waits behind bulk. At most `queue_bytes_max`."""
 
     pending_seals_max: int = 4_096
-    """Seals that wait for the writer; further ones are refused as overloaded."""
+    """Seals, and messages that tell segments' ends, that wait for the writer; further ones are
+    refused as overloaded. (Repairs that wait are bounded by `queue_bytes_max`.)"""
 
     tail_cache_bytes: int = 16 * MIB
     """Newest batches that are kept in memory, so that followers do not touch the disk; beside them
@@ -53,8 +54,9 @@ class LogServerConfig:
     store that has grown beyond a lowered limit is read-only."""
 
     reserve_bytes: int = 64 * MIB
-    """Room that is kept for seals and other records of loglets: batches are refused when less would
-    be left, of `store_bytes_max` or on the file system. At most half of `store_bytes_max`."""
+    """Room that is kept for seals and other records of loglets, and half of it for repairs: batches
+    are refused when less would be left, of `store_bytes_max` or on the file system. At most half of
+    `store_bytes_max`."""
 
     def validate(self) -> None:
         """Check the fields against each other.

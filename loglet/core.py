@@ -20,7 +20,7 @@ calls `reload` with what is on disk and decides the same group anew with no room
 4. Offsets that are held: the stored placement is compared. Equal is an acknowledgement again;
    different means that one offset was given to two batches, which no correct sequencer does, so the
    server stops (`StoreFailed`). The placed bytes are made once, so equal is byte-equal, committed
-   tail included.
+   tail included. Offsets beyond an end that was told here are refused as `Sealed`.
 5. Prefix rule: N is taken if N is the base, or N-1 is held, or N-1 is known to be committed
    (`MissingPrefix` otherwise). A replica that was skipped thus resumes at the committed tail and
    leaves a legal hole.
@@ -32,40 +32,64 @@ it; other loglets go on.
 **Held offsets.** What lies at or above the local tail is new, so the common case needs no look-up
 at all. Below it the store is asked, for the range and the offset before it, so that a duplicate is
 compared and a hole is told apart from it. A batch that is damaged on disk keeps its place but
-proves nothing: a store of it is refused as corrupt rather than acknowledged.
+proves nothing: a store of it is refused as corrupt rather than acknowledged. A repair overwrites
+it; `loglet/repair_rules.py` has the rules of repairs.
 
 **Seals.** One way, idempotent. An unknown loglet is created sealed, so that an open that was on its
 way finds it so. The answer carries the local tail at that point of the queue; it leaves after the
-commit that holds the seal and every batch below that tail.
+commit that holds the seal and every batch below that tail. From then on nothing but repairs changes
+what is held, so the shell may look for damage in it at leisure before the answer leaves.
+
+**Ends.** The chain's winner tells where a segment ends (`TellEndsRequest`); that is kept, fsynced,
+and never changes. It proves everything below committed, for readers here. It is kept apart from the
+committed tail, which alone is told to sealers: had a sealer taken an end for a committed tail, it
+would have no need to repair what lies below. An ended loglet that nobody sealed here takes stores
+of its sequencer below the end, so that fewer holes remain; it is not confirmed as unsealed.
 
 **Committed tails** are hints from the loglet's own sequencer, on their own or within a placement.
 They are applied in memory, only ever rise, and write nothing by themselves. They may run ahead of
-what is held. A sealed loglet takes them too: they are true, and the model was checked with it.
+what is held. A sealed loglet takes them too: they are true, and the model was checked with it. One
+beyond a told end is passed over.
 
-Deliberately not here: repair stores, trim and tombstones; reads; anything that waits.
+Deliberately not here: trim and tombstones; reads; anything that waits.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from operator import attrgetter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import assert_never
 
+from loglet.group import (
+    BATCH_OVERHEAD_BYTES,
+    Answer,
+    Checked,
+    Decision,
+    Group,
+    Held,
+    LookUp,
+    Plan,
+    Request,
+    is_held,
+)
 from loglet.messages import (
     CommittedTail,
     Confirmed,
     ConfirmUnsealed,
     OpenLoglet,
+    RepairRequest,
     SealRequest,
     SealResponse,
     Stored,
     StoreRefused,
     StoreRequest,
     StoreResponse,
+    TellEndsRequest,
+    TellEndsResponse,
 )
-from loglet.store import LogletState, PutBatch, PutLoglet, Write
-from sharedlog.batch import PLACEMENT_BYTES, Placement, check_placed, parse_placement
+from loglet.repair_rules import repair
+from loglet.store import LogletState, PutBatch, PutLoglet
+from sharedlog.batch import Placement, check_placed, parse_placement
 from sharedlog.errors import (
     CorruptBatch,
     LogletNotOpen,
@@ -80,73 +104,7 @@ from sharedlog.errors import (
 )
 from sharedlog.ids import LogletId, Offset, SequencerId, StorageId
 
-Request = StoreRequest | SealRequest
-Answer = StoreResponse | SealResponse | SharedLogError
-"""An error ends the stream, or fails the call, that the request came by."""
-
-BATCH_OVERHEAD_BYTES = 8192
-"""Room that a batch takes beyond its own bytes: a key, and what is lost to whole pages."""
-
 _OFFSET_MAX = 2**63
-_FIRST = attrgetter("first")
-_END = attrgetter("end")
-
-
-@dataclass(frozen=True, slots=True)
-class LookUp:
-    """Held batches that overlap [start, end) must be read before the group is decided."""
-
-    loglet: LogletId
-    start: Offset
-    end: Offset
-
-
-@dataclass(frozen=True, slots=True)
-class HeldBatch:
-    """A batch on disk. `placement_bytes` is None if its checksum no longer matches."""
-
-    first: Offset
-    end: Offset
-    placement_bytes: bytes | None
-
-
-Held = Mapping[LogletId, Sequence[HeldBatch]]
-
-
-@dataclass(slots=True)
-class Plan:
-    """A group whose batches were verified, and what must be read to decide it."""
-
-    requests: Sequence[Request]
-    # For each request: its placements, None where the batch does not match its checksum; or the
-    # error that refuses all of it.
-    checked: list[list[tuple[Placement, CorruptBatch | None]] | SharedLogError]
-    look_ups: list[LookUp]
-
-
-@dataclass(slots=True)
-class Decision:
-    """What to do about a group: commit `writes`, then release `answers`, one for each request.
-
-    Readers of `advanced` may go on at once: what is below a committed tail is committed on a write
-    quorum, whatever this server's disk does next.
-    """
-
-    writes: list[Write]
-    answers: list[Answer]
-    advanced: set[LogletId]  # loglets whose committed tail rose, or that are new
-
-
-@dataclass(slots=True)
-class _Group:
-    """Running state of one `decide`."""
-
-    held: Held
-    room_bytes: int
-    decision: Decision
-    # What was looked up and what this group took, which no store can tell yet; sorted by offset,
-    # for a stream that was made anew may repeat thousands of batches. See `_known`.
-    known: dict[LogletId, list[HeldBatch]] = field(default_factory=dict)
 
 
 class LogServerCore:
@@ -180,10 +138,7 @@ class LogServerCore:
         For a loglet whose sequencer is gone and can't tell it. An unknown loglet is passed over.
         """
         state = self._loglets.get(loglet)
-        if state is None or tail <= state.committed_tail:
-            return False
-        state.committed_tail = tail
-        return True
+        return state is not None and _raise(state, tail)
 
     def reload(self, states: Iterable[LogletState]) -> None:
         """After a failed commit: forget what was decided, take what is on disk.
@@ -206,7 +161,9 @@ class LogServerCore:
         for request in requests:
             try:
                 self.check_storage(request.storage_id)
-                batches = request.batches if isinstance(request, StoreRequest) else ()
+                batches = (
+                    request.batches if isinstance(request, StoreRequest | RepairRequest) else ()
+                )
                 found = [_check(placed) for placed in batches]
             except SharedLogError as error:
                 plan.checked.append(error)
@@ -227,23 +184,36 @@ class LogServerCore:
         plan.look_ups.extend(ranges.values())
         return plan
 
-    def decide(self, plan: Plan, held: Held, *, room_bytes: int) -> Decision:
+    def decide(
+        self, plan: Plan, held: Held, *, room_bytes: int, repair_room_bytes: int | None = None
+    ) -> Decision:
         """Answer a planned group, given what was looked up and the room there is for batches.
+
+        `repair_room_bytes` is the room for repairs, at least `room_bytes`, and that if not given.
 
         Raises:
             StoreFailed: an offset was given to two batches. Nothing may be committed; the server
             stops.
         """
-        group = _Group(held, room_bytes, Decision([], [], set()))
+        repair_room = room_bytes if repair_room_bytes is None else repair_room_bytes
+        group = Group(held, room_bytes, repair_room, Decision([], [], set()))
         for request, checked in zip(plan.requests, plan.checked, strict=True):
-            if isinstance(checked, SharedLogError):
-                answer: Answer = checked
-            elif isinstance(request, SealRequest):
-                answer = self._seal(request, group)
-            else:
-                answer = self._store(request, checked, group)
-            group.decision.answers.append(answer)
+            group.decision.answers.append(self._answer(request, checked, group))
         return group.decision
+
+    def _answer(self, request: Request, checked: Checked | SharedLogError, group: Group) -> Answer:
+        if isinstance(checked, SharedLogError):
+            return checked
+        match request:
+            case StoreRequest():
+                return self._store(request, checked, group)
+            case SealRequest():
+                return self._seal(request, group)
+            case RepairRequest():
+                return repair(self._loglets.get(request.loglet), request, checked, group)
+            case TellEndsRequest():
+                return self._tell_ends(request, group)
+        assert_never(request)
 
     def refuse(self, plan: Plan, error: StoreReadOnly) -> list[Answer]:
         """Answers for a group of which nothing could be written, not even the loglets' records."""
@@ -251,21 +221,21 @@ class LogServerCore:
         for request, checked in zip(plan.requests, plan.checked, strict=True):
             if isinstance(checked, SharedLogError):
                 answers.append(checked)
-            elif isinstance(request, SealRequest):
-                answers.append(error)
-            else:
+            elif isinstance(request, StoreRequest):
                 firsts = {opened.loglet: opened.base for opened in request.opens}
                 for placement, _ in checked:
                     firsts.setdefault(placement.loglet, placement.first)
                 refused = [StoreRefused(loglet, first, error) for loglet, first in firsts.items()]
                 answers.append(StoreResponse([], refused, self._confirm(request.confirms)))
+            else:
+                answers.append(error)
         return answers
 
     def _store(
         self,
         request: StoreRequest,
-        checked: Sequence[tuple[Placement, CorruptBatch | None]],
-        group: _Group,
+        checked: Checked,
+        group: Group,
     ) -> StoreResponse:
         response = StoreResponse()
         refused: set[LogletId] = set()
@@ -302,7 +272,7 @@ class LogServerCore:
             response.confirmed = self._confirm(request.confirms)
         return response
 
-    def _open(self, opened: OpenLoglet, sequencer: SequencerId, group: _Group) -> None:
+    def _open(self, opened: OpenLoglet, sequencer: SequencerId, group: Group) -> None:
         state = self._loglets.get(opened.loglet)
         if state is None:
             base = opened.base
@@ -313,9 +283,11 @@ class LogServerCore:
         self._check_writer(opened.loglet, sequencer)
         if state.base != opened.base:
             raise ProtocolError(f"loglet {opened.loglet} begins at {state.base}, not {opened.base}")
+        if state.told_end is not None:
+            raise _ended(state)
 
     def _create(
-        self, loglet: LogletId, base: Offset, group: _Group, *, opened_by: SequencerId | None
+        self, loglet: LogletId, base: Offset, group: Group, *, opened_by: SequencerId | None
     ) -> LogletState:
         """A new loglet: opened, or sealed if nobody opened it."""
         state = LogletState(loglet, base, opened_by, opened_by is None, base, base, base)
@@ -333,59 +305,52 @@ class LogServerCore:
         if state.opened_by != sequencer:
             raise WrongSequencer(f"loglet {loglet} belongs to {state.opened_by}, not {sequencer}")
 
-    def _learn(self, hint: CommittedTail, sequencer: SequencerId, group: _Group) -> None:
+    def _learn(self, hint: CommittedTail, sequencer: SequencerId, group: Group) -> None:
         state = self._loglets.get(hint.loglet)
-        if state is not None and state.opened_by == sequencer and hint.tail > state.committed_tail:
-            state.committed_tail = hint.tail
+        if state is not None and state.opened_by == sequencer and _raise(state, hint.tail):
             group.decision.advanced.add(hint.loglet)
 
-    def _take(self, placement: Placement, placed: bytes, group: _Group) -> None:
+    def _take(self, placement: Placement, placed: bytes, group: Group) -> None:
         """Rules 4 to 6 for a batch whose writer and checksum are right."""
         loglet, first, end = placement.loglet, placement.first, placement.end
         state = self._loglets[loglet]
         if first < state.base:
             raise ProtocolError(f"loglet {loglet} begins at {state.base}; {first} is below")
-        if placement.committed_tail > state.committed_tail:
-            state.committed_tail = placement.committed_tail
+        if state.told_end is not None and end > state.told_end:
+            raise _ended(state)
+        if placement.committed_tail > state.committed_tail and _raise(
+            state, placement.committed_tail
+        ):
             group.decision.advanced.add(loglet)
         follows = first == state.local_tail or state.committed_tail >= first or first == state.base
         if first < state.local_tail:
             if end <= state.local_start:
                 return  # trimmed: it was committed, so an acknowledgement adds nothing
-            held = _overlapping(group, loglet, first, end)
+            held = group.overlapping(loglet, first, end)
             if held:
-                _compare(placement, placed, held)
+                if not is_held(placement, placed, held):
+                    raise CorruptBatch(f"loglet {loglet}: what is held at {first} is damaged")
                 return
-            before = Offset(first - 1)
-            follows = follows or bool(_overlapping(group, loglet, before, first))
+            follows = follows or group.holds_before(loglet, first)
         if not follows:
             raise MissingPrefix(
                 f"loglet {loglet}: {first} does not follow what is held (tail {state.local_tail}) "
                 f"or known to be committed (tail {state.committed_tail})"
             )
-        size = len(placed) + BATCH_OVERHEAD_BYTES
-        if size > group.room_bytes:
+        if len(placed) + BATCH_OVERHEAD_BYTES > group.room_bytes:
             raise StoreReadOnly("the log server's store is full")
-        group.room_bytes -= size
-        state.local_tail = max(state.local_tail, end)
-        group.decision.writes.append(PutBatch(loglet, first, end, placed))
-        known = _known(group, loglet)
-        taken = HeldBatch(first, end, placed[:PLACEMENT_BYTES])
-        if known and known[-1].first > first:
-            insort(known, taken, key=_FIRST)  # it fills a hole
-        else:
-            known.append(taken)
+        group.take(state, placement, PutBatch(loglet, first, end, placed))
 
     def _confirm(self, confirms: Iterable[ConfirmUnsealed]) -> list[Confirmed]:
-        """Sealed or not at this point of the queue; a loglet that is not known is not sealed."""
+        """Sealed or ended at this point of the queue; a loglet that is not known is neither."""
         answers = []
         for confirm in confirms:
             state = self._loglets.get(confirm.loglet)
-            sealed = state is not None and state.sealed
+            sealed = state is not None and (state.sealed or state.told_end is not None)
             answers.append(Confirmed(confirm.loglet, confirm.round_id, sealed))
         return answers
 
-    def _seal(self, request: SealRequest, group: _Group) -> SealResponse | ProtocolError:
+    def _seal(self, request: SealRequest, group: Group) -> SealResponse | ProtocolError:
         state = self._loglets.get(request.loglet)
         if state is None:
             if not 0 <= request.base < _OFFSET_MAX:
@@ -398,7 +363,29 @@ class LogServerCore:
         elif not state.sealed:
             state.sealed = True
             group.decision.writes.append(_record(state))
-        return SealResponse(state.local_tail, state.committed_tail)
+        return SealResponse(state.local_tail, state.committed_tail, state.last_timestamp_ms)
+
+    def _tell_ends(
+        self, request: TellEndsRequest, group: Group
+    ) -> TellEndsResponse | ProtocolError:
+        """Keep the ends that can be true. One that can't be is refused, the others are kept."""
+        refused: ProtocolError | None = None
+        for loglet, end in request.ends:
+            state = self._loglets.get(loglet)
+            if state is None or state.told_end == end:
+                continue
+            if state.told_end is not None:
+                refused = ProtocolError(f"loglet {loglet} ends at {state.told_end}, not {end}")
+            elif not max(state.base, state.committed_tail) <= end < _OFFSET_MAX:
+                refused = ProtocolError(
+                    f"loglet {loglet} can't end at {end}: it begins at {state.base} and is "
+                    f"committed to {state.committed_tail}"
+                )
+            else:
+                state.told_end = end
+                group.decision.writes.append(_record(state))
+                group.decision.advanced.add(loglet)
+        return refused or TellEndsResponse()
 
     def check_invariants(self) -> None:
         """Assert what must hold between any two groups."""
@@ -407,6 +394,7 @@ class LogServerCore:
             assert 0 <= state.base <= state.local_start <= state.local_tail
             assert state.base <= state.committed_tail
             assert state.sealed or state.opened_by is not None, "created by a seal, so sealed"
+            assert state.told_end is None or state.committed_tail <= state.told_end
             was = self._seen.get(loglet)
             if was is not None:
                 assert state.base == was.base, "a segment's base is immutable"
@@ -415,6 +403,8 @@ class LogServerCore:
                 assert state.local_start >= was.local_start
                 assert state.local_tail >= was.local_tail
                 assert state.committed_tail >= was.committed_tail
+                assert state.last_timestamp_ms >= was.last_timestamp_ms
+                assert was.told_end in (None, state.told_end), "a segment's end never changes"
             self._seen[loglet] = replace(state)
         assert self._seen.keys() <= self._loglets.keys(), "a loglet is never forgotten"
 
@@ -447,42 +437,24 @@ def _refuse(
         response.refused.append(StoreRefused(loglet, first, error.with_traceback(None)))
 
 
+def _raise(state: LogletState, tail: Offset) -> bool:
+    """Take a committed tail; whether it says anything new. Nothing is committed beyond an end."""
+    if tail <= state.committed_tail or (state.told_end is not None and tail > state.told_end):
+        return False
+    state.committed_tail = tail
+    return True
+
+
+def _ended(state: LogletState) -> Sealed:
+    return Sealed(f"loglet {state.loglet} has ended at {state.told_end}")
+
+
 def _record(state: LogletState) -> PutLoglet:
-    return PutLoglet(state.loglet, state.base, state.opened_by, state.sealed, state.local_start)
-
-
-def _overlapping(group: _Group, loglet: LogletId, first: Offset, end: Offset) -> list[HeldBatch]:
-    """Held batches, on disk or taken in this group, that have an offset of [first, end)."""
-    known = _known(group, loglet)
-    found = []
-    for index in range(bisect_right(known, first, key=_END), len(known)):
-        if known[index].first >= end:
-            break
-        found.append(known[index])
-    return found
-
-
-def _known(group: _Group, loglet: LogletId) -> list[HeldBatch]:
-    known = group.known.get(loglet)
-    if known is None:
-        known = group.known[loglet] = sorted(group.held.get(loglet, ()), key=_FIRST)
-    return known
-
-
-def _compare(placement: Placement, placed: bytes, held: Sequence[HeldBatch]) -> None:
-    """Nothing if the one held batch is this one.
-
-    Raises:
-        StoreFailed: another batch has one of its offsets. CorruptBatch: what is held is damaged.
-    """
-    same = all((it.first, it.end) == (placement.first, placement.end) for it in held)
-    for batch in held:
-        if batch.placement_bytes is None and same:
-            raise CorruptBatch(
-                f"loglet {placement.loglet}: what is held at {placement.first} is damaged"
-            )
-        if not same or batch.placement_bytes != placed[:PLACEMENT_BYTES]:
-            raise StoreFailed(
-                f"loglet {placement.loglet}: two different batches for the offsets from "
-                f"{placement.first} to {placement.end}"
-            )
+    return PutLoglet(
+        state.loglet,
+        state.base,
+        state.opened_by,
+        state.sealed,
+        state.local_start,
+        state.told_end,
+    )

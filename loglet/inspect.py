@@ -37,6 +37,7 @@ class LogletReport:
     local_start: int
     local_tail: int
     committed_tail: int  # as kept with the batches; a hint
+    told_end: int | None  # where the segment ends, if that was told
     sealed: bool
     opened_by: str | None
     batches: int = 0
@@ -193,6 +194,7 @@ def _new_report(record: PutLoglet) -> LogletReport:
         local_start=record.local_start,
         local_tail=record.local_start,
         committed_tail=record.local_start,
+        told_end=record.told_end,
         sealed=record.sealed,
         opened_by=None if record.opened_by is None else str(record.opened_by),
     )

@@ -44,9 +44,12 @@ FORMAT_VERSION: Final = 1
 
 _LOGLET_KEY: Final = struct.Struct(">cQI")
 _BATCH_KEY: Final = struct.Struct(">cQIQI")
-# crc32c of key and rest · version · flags · base · local start · generation; then the node's name
+# crc32c of key and rest · version · flags · base · local start · generation; from version 2 on the
+# segment's end, as it was told; then the node's name
 _RECORD: Final = struct.Struct("<IBBQQQ")
-_RECORD_VERSION: Final = 1
+_END: Final = struct.Struct("<Q")
+_NO_END: Final = 1  # the version of a record of a loglet whose end was not told
+_TOLD_END: Final = 2
 _SEALED: Final = 1
 _OPENED: Final = 2
 _OFFSET_MAX: Final = 2**64 - 1
@@ -106,8 +109,10 @@ def encode_loglet(key: bytes, write: PutLoglet) -> bytes:
     flags = (_SEALED if write.sealed else 0) | (_OPENED if opener is not None else 0)
     generation = 0 if opener is None else opener.generation
     name = b"" if opener is None else opener.node_id.encode()
-    fields = (_RECORD_VERSION, flags, write.base, write.local_start, generation)
-    body = _RECORD.pack(0, *fields)[4:] + name
+    end = b"" if write.told_end is None else _END.pack(write.told_end)
+    version = _TOLD_END if end else _NO_END
+    fields = (version, flags, write.base, write.local_start, generation)
+    body = _RECORD.pack(0, *fields)[4:] + end + name
     return crc32c(key + body).to_bytes(4, "little") + body
 
 
@@ -122,19 +127,20 @@ def decode_loglet(key: bytes, value: bytes) -> PutLoglet:
     crc, version, flags, base, local_start, generation = _RECORD.unpack_from(value)
     if crc32c(key + value[4:]) != crc:
         raise StoreFailed(f"a loglet's record is damaged: key {key.hex()}")
-    if version != _RECORD_VERSION:
-        raise StoreFailed(f"a loglet's record has version {version}; this one reads 1")
+    rest, told_end = value[_RECORD.size :], None
+    if version == _TOLD_END and len(rest) >= _END.size:
+        (told_end,), rest = _END.unpack_from(rest), rest[_END.size :]
+    elif version != _NO_END:
+        raise StoreFailed(f"a loglet's record has version {version}; this one reads 1 and 2")
     _, log_id, segment_index = _LOGLET_KEY.unpack(key)
-    opener = None
-    if flags & _OPENED:
-        name = NodeId(value[_RECORD.size :].decode())
-        opener = SequencerId(name, Generation(generation))
+    opener = SequencerId(NodeId(rest.decode()), Generation(generation)) if flags & _OPENED else None
     return PutLoglet(
         LogletId(LogId(log_id), segment_index),
         Offset(base),
         opener,
         bool(flags & _SEALED),
         Offset(local_start),
+        None if told_end is None else Offset(told_end),
     )
 
 

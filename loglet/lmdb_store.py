@@ -13,7 +13,7 @@ So the map is made as large as the store may ever be: its limit, or what the fil
 (at least 1 TiB), and it never has to be resized, which LMDB allows only while no transaction runs.
 A file system that was enlarged counts from the next start. What is left of the limit and on the
 disk is looked up before each commit, and batches stop at the reserve, so that seals still go
-through.
+through; those of repairs stop at half of it.
 
 **Errors of a commit.** No room (`ENOSPC`, `EDQUOT`, a full map) leaves the last root in place and
 is `StoreReadOnly`. That holds if the sync reported it, too: the pages that were not synced belong
@@ -25,7 +25,7 @@ as `EIO`: then the process stops, which is safe, rather than go on read-only.
 
 **Restart** reads the records of loglets, and for each loglet the last key and the first bytes of
 its value; no data is scanned. A damaged record there is `StoreFailed`, and the process does not
-start.
+start. A damaged batch keeps its place (`loglet/held.py`).
 
 The lock file keeps a second process out; LMDB's own locks would let it in.
 """
@@ -40,8 +40,9 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -49,12 +50,20 @@ import lmdb
 
 from loglet import keys
 from loglet.config import LogServerConfig
-from loglet.core import BATCH_OVERHEAD_BYTES
+from loglet.group import BATCH_OVERHEAD_BYTES
+from loglet.held import restored, verified
 from loglet.page_cache import PageCacheBound
-from loglet.store import LogletState, PutBatch, PutLoglet, StoreSpace, Write
-from sharedlog.batch import PLACEMENT_BYTES, parse_placement
+from loglet.store import (
+    HeldBatch,
+    LogletState,
+    PutBatch,
+    PutLoglet,
+    PutRepaired,
+    StoreSpace,
+    Write,
+)
+from sharedlog.batch import HEADERS_BYTES
 from sharedlog.errors import (
-    CorruptBatch,
     StoreFailed,
     StoreReadOnly,
     WrongCluster,
@@ -69,8 +78,6 @@ _MAP_BYTES_MIN: Final = 1024 * 1024 * MIB
 _LOCK_FILE: Final = "store.lock"
 _DATA_FILE: Final = "data.mdb"
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
-# How far `loglets` steps back over damaged batches to find a committed tail, which is only a hint.
-_HINT_STEPS_MAX: Final = 16
 
 
 class Usage(Protocol):
@@ -190,6 +197,27 @@ class LmdbLogStore:
         )
         return found
 
+    async def scan(
+        self,
+        loglet: LogletId,
+        start: Offset,
+        end: Offset,
+        *,
+        verify: bool,
+        max_batches: int,
+        max_bytes: int,
+    ) -> list[HeldBatch]:
+        """See `LogStore.scan`."""
+        job = partial(
+            self._scan,
+            loglet,
+            start,
+            end,
+            max_batches=max_batches,
+            max_bytes=max_bytes if verify else None,
+        )
+        return await asyncio.get_running_loop().run_in_executor(self._readers, job)
+
     def space(self) -> StoreSpace:
         """See `LogStore.space`."""
         used = self._used_bytes()
@@ -197,7 +225,8 @@ class LmdbLogStore:
         free = disk.f_bavail * disk.f_frsize
         if self._config.store_bytes_max:
             free = min(free, self._config.store_bytes_max - used)
-        return StoreSpace(used, max(0, free - self._config.reserve_bytes))
+        reserve = self._config.reserve_bytes
+        return StoreSpace(used, max(0, free - reserve), max(0, free - reserve // 2))
 
     async def close(self) -> None:
         """See `LogStore.close`."""
@@ -216,9 +245,7 @@ class LmdbLogStore:
 
     def _commit(self, writes: Sequence[Write]) -> None:
         """On the writer's thread."""
-        sizes = [len(it.placed) + BATCH_OVERHEAD_BYTES for it in writes if isinstance(it, PutBatch)]
-        if sizes and sum(sizes) > self.space().free_bytes:
-            raise StoreReadOnly("the store is full")
+        self._check_room(writes)
         try:
             with self._env.begin(write=True) as txn:
                 for write in writes:
@@ -232,6 +259,18 @@ class LmdbLogStore:
         if self._page_cache is not None:
             self._page_cache.on_synced(self._used_bytes())
 
+    def _check_room(self, writes: Sequence[Write]) -> None:
+        sizes = [0, 0]  # of stores and of repairs
+        for write in writes:
+            if isinstance(write, PutBatch):
+                size = len(write.placed) + BATCH_OVERHEAD_BYTES
+                sizes[isinstance(write, PutRepaired)] += size
+        if not any(sizes):
+            return
+        space = self.space()
+        if sizes[0] > space.free_bytes or sum(sizes) > space.repair_bytes:
+            raise StoreReadOnly("the store is full")
+
     def _used_bytes(self) -> int:
         used: int = (self._env.info()["last_pgno"] + 1) * self._page_bytes
         return used
@@ -244,17 +283,41 @@ class LmdbLogStore:
         size = 0
         try:
             with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
-                more = cursor.set_range(keys.batch_seek_key(loglet, start))
-                while more and cursor.key()[:1] == keys.BATCH_PREFIX:
-                    owner, first, _ = keys.decode_batch_key(bytes(cursor.key()))
-                    if owner != loglet or first >= end:
-                        break
+                for first, _ in _walk(cursor, loglet, start, end):
                     value = cursor.value()
                     size += len(value)
                     if found and size > max_bytes:
                         break
                     found.append((first, bytes(value)))
-                    more = cursor.next()
+        except lmdb.Error as error:
+            raise StoreFailed(f"reading the store failed: {error}") from error
+        return found
+
+    def _scan(
+        self,
+        loglet: LogletId,
+        start: Offset,
+        end: Offset,
+        *,
+        max_batches: int,
+        max_bytes: int | None,
+    ) -> list[HeldBatch]:
+        """On a reader's thread; without `max_bytes` nothing is verified."""
+        found: list[HeldBatch] = []
+        size = 0
+        try:
+            with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
+                for first, last in _walk(cursor, loglet, start, end):
+                    if max_bytes is None:
+                        found.append(HeldBatch(first, last, b""))
+                    else:
+                        value = cursor.value()
+                        size += len(value)
+                        if found and size > max_bytes:
+                            break
+                        found.append(verified(loglet, first, last, bytes(value)))
+                    if len(found) >= max_batches:
+                        break
         except lmdb.Error as error:
             raise StoreFailed(f"reading the store failed: {error}") from error
         return found
@@ -317,8 +380,22 @@ def _put(txn: Any, write: Write) -> None:
         txn.put(key, keys.encode_loglet(key, write))
         return
     key = keys.batch_key(write.loglet, write.first, write.end)
-    if not txn.put(key, write.placed, overwrite=False):
+    overwrite = isinstance(write, PutRepaired) and write.overwrites
+    if not txn.put(key, write.placed, overwrite=overwrite):
         raise StoreFailed(f"loglet {write.loglet}: the batch at {write.first} is there already")
+
+
+def _walk(
+    cursor: Any, loglet: LogletId, start: Offset, end: Offset
+) -> Iterator[tuple[Offset, Offset]]:
+    """Step through the batches that overlap [start, end): first and end of each, by its key."""
+    more = cursor.set_range(keys.batch_seek_key(loglet, start))
+    while more and cursor.key()[:1] == keys.BATCH_PREFIX:
+        owner, first, last = keys.decode_batch_key(bytes(cursor.key()))
+        if owner != loglet or first >= end:
+            break
+        yield first, last
+        more = cursor.next()
 
 
 def lock_store(directory: Path) -> int:
@@ -438,42 +515,18 @@ def read_loglets(env: Any) -> list[LogletState]:
         while more and cursor.key()[:1] == keys.LOGLET_PREFIX:
             records.append(keys.decode_loglet(bytes(cursor.key()), bytes(cursor.value())))
             more = cursor.next()
-        return [_state(cursor, record) for record in records]
+        return [restored(record, _newest(cursor, record.loglet)) for record in records]
 
 
-def _state(cursor: Any, record: PutLoglet) -> LogletState:
-    loglet = record.loglet
-    local_tail = record.local_start
-    committed_tail = record.local_start
-    last = keys.batch_last_key(loglet)
-    more = cursor.prev() if cursor.set_range(last) else cursor.last()
-    for step in range(_HINT_STEPS_MAX):
-        if not more or cursor.key()[:1] != keys.BATCH_PREFIX:
-            break
+def _newest(cursor: Any, loglet: LogletId) -> Iterator[tuple[Offset, Offset, bytes]]:
+    """First, end and fixed part of the loglet's batches, the last one first."""
+    more = cursor.prev() if cursor.set_range(keys.batch_last_key(loglet)) else cursor.last()
+    while more and cursor.key()[:1] == keys.BATCH_PREFIX:
         owner, first, end = keys.decode_batch_key(bytes(cursor.key()))
         if owner != loglet:
             break
-        if step == 0:
-            local_tail = max(local_tail, end)
-        try:
-            placement = parse_placement(bytes(cursor.value()[: PLACEMENT_BYTES + 64]))
-        except CorruptBatch:
-            log.error("batch.damaged", extra={"loglet": str(loglet), "first": first})  # noqa: TRY400
-            more = cursor.prev()
-            continue
-        if (placement.loglet, placement.first, placement.end) != (loglet, first, end):
-            raise StoreFailed(f"loglet {loglet}: the key at {first} is not that of its batch")
-        committed_tail = max(committed_tail, placement.committed_tail)
-        break
-    return LogletState(
-        loglet,
-        record.base,
-        record.opened_by,
-        record.sealed,
-        record.local_start,
-        local_tail,
-        committed_tail,
-    )
+        yield first, end, bytes(cursor.value()[:HEADERS_BYTES])
+        more = cursor.prev()
 
 
 def _error_number(error: BaseException) -> int | None:

@@ -92,16 +92,58 @@ class StoreResponse:
 
 @dataclass(slots=True)
 class SealRequest:
-    """Seal the loglet; with `base`, the segment's first offset, an unknown one can be made."""
+    """Seal the loglet; with `base`, the segment's first offset, an unknown one can be made.
+
+    `skip_damage`: the answer's `damaged` stays empty. For whoever counts nothing of the answer as a
+    copy, or verifies it by itself.
+    """
 
     storage_id: StorageId
     loglet: LogletId
     base: Offset
+    skip_damage: bool = False
 
 
 @dataclass(slots=True)
 class SealResponse:
-    """What the server held and knew once the seal was durable; both exclusive."""
+    """What the server held and knew once the seal was durable; tails are exclusive."""
 
     local_tail: Offset
     committed_tail: Offset
+    # Of the highest batch held whose placement is whole; 0 if there is none.
+    last_timestamp_ms: int = 0
+    # Held ranges [first, end) in [committed_tail, local_tail) that are damaged: they count in
+    # `local_tail`, and are no copies. Not looked for if the request says so.
+    damaged: list[tuple[Offset, Offset]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class RepairRequest:
+    """Store placed batches for whoever repairs or backfills; passes a seal.
+
+    `committed_tail`: every offset below it is committed. Evidence for the prefix rule, nothing
+    else: it raises no committed tail here, for another sealer may win with a lower end.
+    """
+
+    storage_id: StorageId
+    loglet: LogletId
+    committed_tail: Offset
+    batches: list[bytes] = field(default_factory=list)  # placed, in order
+
+
+@dataclass(slots=True)
+class RepairResponse:
+    """All of them are held, fsynced."""
+
+
+@dataclass(slots=True)
+class TellEndsRequest:
+    """Where segments end, as the chain says; unknown loglets are passed over."""
+
+    storage_id: StorageId
+    ends: list[tuple[LogletId, Offset]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class TellEndsResponse:
+    """Kept, fsynced."""

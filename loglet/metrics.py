@@ -42,9 +42,14 @@ class LogServerMetrics:
             "Bytes of those batches, headers included",
             registry=registry,
         )
+        self.repaired_batches = Counter(
+            "sharedlog_log_server_repaired_batches_total",
+            "Batches of repairs and backfills that were answered as held",
+            registry=registry,
+        )
         self.refused = Counter(
             "sharedlog_log_server_refused_total",
-            "Stores and opens that were refused; reason: name of the error's class",
+            "Stores, opens and calls that were refused; reason: name of the error's class",
             ["reason"],
             registry=registry,
         )

@@ -1,14 +1,22 @@
 """Read streams of a log server.
 
-A reader gets the batches below the committed tail that this server knows, or below the segment's
-end if it brings one, which is proof that everything below is committed. At the limit it waits: the
-committed tail wakes it, nothing polls, and when nothing happens for a while it gets a heartbeat.
-What this server can't serve (a hole, a damaged batch, a trimmed prefix) is said as a gap, and the
-reader takes it from another replica. A stream never skips.
+A reader gets the batches below the committed tail that this server knows. At the limit it waits:
+the committed tail wakes it, nothing polls, and when nothing happens for a while it gets a
+heartbeat. What this server can't serve (a hole, a damaged batch, a trimmed prefix) is said as a
+gap, and the reader takes it from another replica. A stream never skips.
 
-What comes from the tail cache was verified when it arrived; what comes from disk is verified here.
+**The segment's end**, if the reader brings it or the server was told it, is proof that everything
+below is committed: a read serves up to it, whatever the committed tail, and never beyond, whatever
+is held. Readers that wait are woken when it is told; the last message of a stream that has reached
+a told end says so, and the stream ends. It is a hint to look at the chain.
 
-An unknown loglet is one that was not opened yet: the reader waits for it.
+**For a repair** a sealed loglet is served up to the local tail, committed or not: who asks has
+sealed it and knows what it is for. From an open one nobody gets what is not committed.
+
+What comes from the tail cache was verified when it arrived; what comes from disk is verified here,
+whole, even if only the headers are sent.
+
+An unknown loglet is one that was not opened yet: the reader waits for it, or for its end.
 """
 
 from __future__ import annotations
@@ -16,8 +24,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from loglet.cache import TailCache
 from loglet.config import LogServerConfig
@@ -26,8 +35,8 @@ from loglet.messages import StoreResponse
 from loglet.metrics import LogServerMetrics
 from loglet.store import LogletState, LogStore
 from loglet.wire import DAMAGED, HOLE, TRIMMED, Gap, ReadQuery, read_answer, read_query
-from sharedlog.batch import Placement, check_placed, parse_placement
-from sharedlog.errors import CorruptBatch, InvalidArgument, Overloaded
+from sharedlog.batch import HEADERS_BYTES, Placement, check_placed
+from sharedlog.errors import CorruptBatch, InvalidArgument, Overloaded, ProtocolError
 from sharedlog.ids import LogletId, Offset
 from sharedlog.rpc.transport import ServerStream
 from sharedlog.v1.log_server_pb2 import ReadLogletRequest, ReadLogletResponse
@@ -38,11 +47,14 @@ ReadStream = ServerStream[ReadLogletResponse, ReadLogletRequest]
 
 
 class Watchers:
-    """Readers that wait for a loglet's committed tail to rise."""
+    """Readers that wait for a loglet's committed tail to rise, or for its end."""
 
     def __init__(self) -> None:
         self._waiting: dict[LogletId, set[asyncio.Future[None]]] = {}
         self._readers: Counter[LogletId] = Counter()
+        # Ends of loglets that are read here; the store may not know these loglets. No reader, no
+        # entry.
+        self._ends: dict[LogletId, Offset] = {}
 
     @contextmanager
     def reading(self, loglet: LogletId) -> Iterator[None]:
@@ -54,12 +66,23 @@ class Watchers:
             self._readers[loglet] -= 1
             if not self._readers[loglet]:
                 del self._readers[loglet]
+                self._ends.pop(loglet, None)
 
     def mark_watched(self, response: StoreResponse) -> None:
         """Tell the sequencer which of the loglets somebody reads here."""
         if self._readers:
             for stored in response.stored:
                 stored.watched = stored.loglet in self._readers
+
+    def tell_ends(self, ends: Iterable[tuple[LogletId, Offset]]) -> None:
+        """Loglets have ended, some of which the store may never have heard of."""
+        found = {loglet: end for loglet, end in ends if loglet in self._readers}
+        self._ends.update(found)
+        self.wake(found)
+
+    def end_of(self, loglet: LogletId) -> Offset | None:
+        """Where a loglet has ended, as told while it was being read."""
+        return self._ends.get(loglet)
 
     def wake(self, loglets: Iterable[LogletId]) -> None:
         """Wake everybody who waits for one of them."""
@@ -88,6 +111,16 @@ class Watchers:
         return True
 
 
+class _Limits(NamedTuple):
+    """How far a stream goes; all exclusive."""
+
+    known: Offset  # the committed tail, to be told
+    visible: Offset  # what may be shown at all
+    now: Offset  # served for now
+    final: Offset | None  # there the stream ends; None: never
+    told_end: Offset | None
+
+
 class ReadService:
     """Serves read streams from the cache and the store."""
 
@@ -108,6 +141,7 @@ class ReadService:
         self._config = config
         self._metrics = metrics
         self._open_reads = 0
+        self.on_damage: Callable[[LogletId, Offset, Offset], None] | None = None
 
     @property
     def open_reads(self) -> int:
@@ -118,7 +152,8 @@ class ReadService:
         """Handler of ReadLoglet. **Cancellation:** ends the stream.
 
         Raises:
-            WrongStorage, Overloaded, InvalidArgument.
+            WrongStorage, Overloaded, InvalidArgument. ProtocolError: for a repair, and the loglet
+            is not sealed here; or the segment's end is not the one that was told here.
         """
         request = await stream.receive()
         if request is None:
@@ -142,20 +177,21 @@ class ReadService:
     async def _run(self, query: ReadQuery, stream: ReadStream) -> None:
         position = query.start
         told = False  # whether the client knows the committed tail
-        final = _least(query.end, query.segment_end)
-        while final is None or position < final:
+        while True:
             state = self._core.loglet(query.loglet)
-            known = Offset(0) if state is None else state.committed_tail
-            visible = known if query.segment_end is None else query.segment_end
-            limit = visible if final is None else min(final, visible)
-            if position < limit:
-                gap = _trimmed(state, position, limit)
+            limits = self._limits(query, state)
+            if limits.final is not None and position >= limits.final:
+                break
+            if position < limits.now:
+                gap = _trimmed(state, position, limits.now)
                 batches, position, gap = (
                     ([], position, gap)
                     if gap is not None
-                    else await self._next(query.loglet, position, limit, visible)
+                    else await self._next(query.loglet, position, limits)
                 )
-                await stream.send(read_answer(known, batches, gap))
+                if query.headers_only:
+                    batches = [placed[:HEADERS_BYTES] for placed in batches]
+                await stream.send(read_answer(limits.known, batches, gap))
                 if gap is not None:
                     return
                 told = True
@@ -163,46 +199,77 @@ class ReadService:
             if query.no_wait:
                 break
             if not told:
-                await stream.send(read_answer(known))
+                await stream.send(read_answer(limits.known))
                 told = True
                 continue  # the tail may have moved while that was sent
             if not await self._watchers.wait(query.loglet, self._config.heartbeat_s):
                 told = False
-        if not told:
-            state = self._core.loglet(query.loglet)
-            await stream.send(read_answer(Offset(0) if state is None else state.committed_tail))
+        reached = limits.told_end
+        if reached is not None and position < reached:
+            reached = None
+        if reached is not None or not told:
+            await stream.send(read_answer(limits.known, told_end=reached))
+
+    def _limits(self, query: ReadQuery, state: LogletState | None) -> _Limits:
+        told_end = None if state is None else state.told_end
+        if told_end is None:
+            told_end = self._watchers.end_of(query.loglet)
+        end = query.segment_end if told_end is None else told_end
+        if query.segment_end not in (None, end):
+            raise ProtocolError(
+                f"loglet {query.loglet} has ended at {told_end}, not {query.segment_end}"
+            )
+        known = Offset(0) if state is None else state.committed_tail
+        if query.for_repair:
+            if state is None or not state.sealed:
+                raise ProtocolError(f"loglet {query.loglet} is not sealed here: seal it first")
+            end = visible = state.local_tail if end is None else min(state.local_tail, end)
+        else:
+            visible = known if end is None else end
+        now = visible if query.end is None else min(visible, query.end)
+        return _Limits(known, visible, now, _least(query.end, end), told_end)
 
     async def _next(
-        self, loglet: LogletId, position: Offset, limit: Offset, visible: Offset
+        self, loglet: LogletId, position: Offset, limits: _Limits
     ) -> tuple[list[bytes], Offset, Gap | None]:
         """Batches from `position` on and the position after them, or else the gap that is there."""
         max_bytes = self._config.read_message_bytes
+        limit = limits.now
         cached = self._cache.read(loglet, position, limit, max_bytes)
         if cached:
-            _check_visible(loglet, cached[-1].end, visible)
+            _check_visible(loglet, cached[-1].end, limits.visible)
             return [batch.placed for batch in cached], cached[-1].end, None
         batches: list[bytes] = []
         stored = await self._store.read(loglet, position, limit, max_bytes=max_bytes)
-        for index, (first, placed) in enumerate(stored):
+        for first, placed in stored:
             if first > position:
                 gap = Gap(HOLE, position, first)
                 break
             try:
                 placement = _verify(loglet, first, placed)
             except CorruptBatch as error:
-                following = stored[index + 1][0] if index + 1 < len(stored) else None
-                end = _end_of_damaged(loglet, first, placed) or following or limit
-                gap = Gap(DAMAGED, position, min(end, limit))
+                gap = Gap(DAMAGED, position, limit)
                 if not batches:
                     self._report_damage(loglet, first, error)
+                    gap = await self._damaged(loglet, position, limit)
+                    if self.on_damage is not None:
+                        self.on_damage(loglet, gap.first, gap.end)
                 break
-            _check_visible(loglet, placement.end, visible)
+            _check_visible(loglet, placement.end, limits.visible)
             batches.append(placed)
             position = placement.end
         else:
             gap = Gap(HOLE, position, limit)
         # What is sound goes out first; the gap is found again, at the head of the next read.
         return (batches, position, None) if batches else ([], position, gap)
+
+    async def _damaged(self, loglet: LogletId, position: Offset, limit: Offset) -> Gap:
+        """The gap that a damaged batch makes: its key still says which offsets it takes."""
+        batches = await self._store.scan(
+            loglet, position, Offset(position + 1), verify=False, max_batches=1, max_bytes=1
+        )
+        end = batches[0].end if batches else limit
+        return Gap(DAMAGED, position, min(end, limit))
 
     def _report_damage(self, loglet: LogletId, first: Offset, error: CorruptBatch) -> None:
         self._metrics.damaged_batches.inc()
@@ -230,15 +297,6 @@ def _verify(loglet: LogletId, first: Offset, placed: bytes) -> Placement:
     if (placement.loglet, placement.first) != (loglet, first):
         raise CorruptBatch("the batch is not the one that was stored here")
     return placement
-
-
-def _end_of_damaged(loglet: LogletId, first: Offset, placed: bytes) -> Offset | None:
-    """The end that a damaged batch still says; None if even its placement is damaged."""
-    try:
-        placement = parse_placement(placed)
-    except CorruptBatch:
-        return None
-    return placement.end if (placement.loglet, placement.first) == (loglet, first) else None
 
 
 def _least(*ends: Offset | None) -> Offset | None:

@@ -8,9 +8,13 @@ control holds the sequencers.
 A replication stream has two tasks: its handler receives into the queue, and one sends what became
 ready. Between them a message costs the event loop three switches: received, committed, sent.
 
-Readers are woken before the commit: what is below the committed tail is committed on a write
-quorum, whatever this disk does next, and the batches are in the tail cache (`cache.py`,
-`reads.py`).
+Readers are woken before the commit: what is below the committed tail, or a told end, is committed
+on a write quorum, whatever this server's disk does next, and the batches are in the tail cache
+(`cache.py`, `reads.py`). Repaired batches are not kept there: they are old.
+
+Seals, repairs and told ends are calls that pass through the same queue. A seal's answer also says
+what is damaged of what it counts as held. That is looked up after the commit, outside of the queue
+(`seal_looks.py`): nothing but a repair changes it any more.
 
 **When the disk fails**, or a sequencer gave one offset to two batches, `run` raises and the process
 must stop: nothing was answered of what was not known to be durable.
@@ -21,22 +25,41 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from loglet.answers import Answers
 from loglet.cache import TailCache
 from loglet.config import LogServerConfig
-from loglet.core import Answer, Decision, Held, HeldBatch, LogServerCore, LookUp, Plan, Request
-from loglet.messages import SealRequest, SealResponse, StoreRequest, StoreResponse
+from loglet.core import LogServerCore
+from loglet.digest import PAGE_BATCHES_MAX, DigestService
+from loglet.group import Answer, CallAnswer, Decision, Held, LookUp, Plan, Request
+from loglet.messages import (
+    RepairRequest,
+    RepairResponse,
+    SealRequest,
+    SealResponse,
+    StoreRequest,
+    StoreResponse,
+    TellEndsRequest,
+    TellEndsResponse,
+)
 from loglet.metrics import LogServerMetrics
 from loglet.reads import ReadService, Watchers
-from loglet.store import LogletState, LogStore, PutBatch, PutLoglet, StoreSpace
-from loglet.wire import SEAL, STORE, loglet_from_proto, loglets_answer
-from sharedlog.batch import PLACEMENT_BYTES, check_placed, parse_placement
+from loglet.seal_looks import SealLooks
+from loglet.store import HeldBatch, LogletState, LogStore, PutBatch, PutLoglet, StoreSpace
+from loglet.wire import (
+    REPAIR,
+    SEAL,
+    STORE,
+    TELL_ENDS,
+    loglet_from_proto,
+    loglets_answer,
+)
 from sharedlog.clock import Clock
 from sharedlog.errors import (
-    CorruptBatch,
+    LogletNotOpen,
     Overloaded,
     SharedLogError,
     StoreFailed,
@@ -45,10 +68,12 @@ from sharedlog.errors import (
 )
 from sharedlog.ids import LogletId, NodeId, Offset, StorageId
 from sharedlog.limits import MIB
-from sharedlog.rpc.methods import LIST_LOGLETS, RAISE_COMMITTED_TAIL, READ_LOGLET
+from sharedlog.rpc.methods import DIGEST, LIST_LOGLETS, RAISE_COMMITTED_TAIL, READ_LOGLET
 from sharedlog.rpc.transport import Server, ServerStream
 from sharedlog.tasks import first_error
 from sharedlog.v1.log_server_pb2 import (
+    DigestRequest,
+    DigestResponse,
     ListLogletsRequest,
     ListLogletsResponse,
     RaiseCommittedTailRequest,
@@ -62,6 +87,7 @@ _REQUEST_BYTES = 256
 _LOOK_UP_BYTES_MAX = 4 * MIB
 
 StoreStream = ServerStream[StoreResponse, StoreRequest]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +110,7 @@ class _Queued:
 
     request: Request
     size: int
-    to: Answers | asyncio.Future[SealResponse]
+    to: Answers | asyncio.Future[CallAnswer]
 
 
 class LogServer:
@@ -115,9 +141,12 @@ class LogServer:
             config=config,
             metrics=metrics,
         )
+        self._digests = DigestService(store=store, metrics=metrics)
+        self._seal_looks = SealLooks(self._digests)
         self._queue: deque[_Queued] = deque()
         self._queue_bytes = 0
-        self._pending_seals = 0
+        self._pending_records = 0  # seals and told ends in the queue
+        self._repair_bytes = 0  # of repairs in the queue
         self._streams: set[Answers] = set()
         self._work = asyncio.Event()
         self._room = asyncio.Event()  # set while the queue is within its bound
@@ -138,8 +167,20 @@ class LogServer:
         server.add_stream(STORE, self._serve_stores)
         server.add_stream(READ_LOGLET, self._reads.serve)
         server.add_call(SEAL, self._serve_seal)
+        server.add_call(REPAIR, self._serve_repair)
+        server.add_call(TELL_ENDS, self._serve_tell_ends)
+        server.add_call(DIGEST, self._digest)
         server.add_call(LIST_LOGLETS, self._list_loglets)
         server.add_call(RAISE_COMMITTED_TAIL, self._raise_committed_tail)
+
+    def on_damage(self, listener: Callable[[LogletId, Offset, Offset], None]) -> None:
+        """Call `listener` with each damaged range [first, end) that a reader has met here."""
+        self._reads.on_damage = listener
+
+    @property
+    def read_only(self) -> bool:
+        """Batches are refused for want of room; cheaper than `status`."""
+        return self._store.space().free_bytes == 0
 
     def status(self) -> LogServerStatus:
         """How things stand now."""
@@ -220,36 +261,96 @@ class LogServer:
 
     async def _serve_seal(self, request: SealRequest) -> SealResponse:
         """Handler of Seal. **Cancellation:** stops the wait; the seal may be written."""
-        if self._stopped is not None:
-            raise self._stopped
-        if self._pending_seals >= self._config.pending_seals_max:
-            raise Overloaded(
-                f"{self._pending_seals} seals wait at log server {self._node_id}",
-                retry_after_s=self._config.overloaded_retry_s,
+        answer = await self._write_record(request, 1)
+        assert isinstance(answer, SealResponse)
+        if not request.skip_damage:
+            answer.damaged = await self._seal_looks.damaged(
+                request.loglet, answer.committed_tail, answer.local_tail
             )
-        done: asyncio.Future[SealResponse] = asyncio.get_running_loop().create_future()
-        self._pending_seals += 1
+        return answer
+
+    async def _serve_tell_ends(self, request: TellEndsRequest) -> TellEndsResponse:
+        """Handler of TellEnds. **Cancellation:** stops the wait; the ends may be kept."""
+        answer = await self._write_record(request, 1 + len(request.ends))
+        assert isinstance(answer, TellEndsResponse)
+        self._watchers.tell_ends(request.ends)
+        return answer
+
+    async def _serve_repair(self, request: RepairRequest) -> RepairResponse:
+        """Handler of Repair. **Cancellation:** stops the wait; the batches may be written."""
+        size = sum(map(len, request.batches)) + _REQUEST_BYTES
+        waiting = self._repair_bytes
+        if waiting and waiting + size > self._config.queue_bytes_max:
+            raise self._overloaded(f"{waiting} bytes of repairs")
+        self._repair_bytes += size
         try:
-            self._put(_Queued(request, _REQUEST_BYTES, done))
-            return await done
+            answer = await self._ask_writer(request, size)
         finally:
-            self._pending_seals -= 1
+            self._repair_bytes -= size
+        assert isinstance(answer, RepairResponse)
+        self._seal_looks.on_repaired(request.loglet, request.batches)
+        self._metrics.repaired_batches.inc(len(request.batches))
+        return answer
+
+    async def _write_record(
+        self, request: SealRequest | TellEndsRequest, entries: int
+    ) -> CallAnswer:
+        if self._pending_records >= self._config.pending_seals_max:
+            raise self._overloaded(f"{self._pending_records} seals and ends")
+        self._pending_records += 1
+        try:
+            return await self._ask_writer(request, _REQUEST_BYTES * entries)
+        finally:
+            self._pending_records -= 1
+
+    async def _ask_writer(self, request: Request, size: int) -> CallAnswer:
+        """Put a call into the queue and wait for its answer."""
+        done: asyncio.Future[CallAnswer] = asyncio.get_running_loop().create_future()
+        self._put(_Queued(request, size, done))
+        return await done
+
+    def _overloaded(self, what: str) -> Overloaded:
+        return Overloaded(
+            f"{what} wait at log server {self._node_id}",
+            retry_after_s=self._config.overloaded_retry_s,
+        )
+
+    async def _digest(self, request: DigestRequest) -> DigestResponse:
+        """Handler of Digest: what is on disk when it answers.
+
+        Raises:
+            WrongStorage. LogletNotOpen: nobody has ever opened or sealed it here.
+        """
+        self._core.check_storage(StorageId(request.storage_id))
+        loglet = loglet_from_proto(request.loglet)
+        state = await self._once_durable(lambda: self._copy_of(loglet))
+        if state is None:
+            raise LogletNotOpen(f"loglet {loglet} is not known here")
+        return await self._digests.page(state, request)
+
+    def _copy_of(self, loglet: LogletId) -> LogletState | None:
+        state = self._core.loglet(loglet)
+        return None if state is None else replace(state)
 
     async def _list_loglets(self, request: ListLogletsRequest) -> ListLogletsResponse:
-        """Handler of ListLoglets: what is on disk when it answers.
+        """Handler of ListLoglets: what is on disk when it answers."""
+        self._core.check_storage(StorageId(request.storage_id))
+        return await self._once_durable(lambda: loglets_answer(self._asked_loglets(request)))
+
+    async def _once_durable(self, look: Callable[[], _T]) -> _T:
+        """What `look` sees of the core, once all of that is on disk.
 
         The core is ahead of the disk while a commit runs, but who counts answers to find what is
         committed must count nothing that a crash could take back.
         """
-        self._core.check_storage(StorageId(request.storage_id))
         while True:
-            answer = loglets_answer(self._asked_loglets(request))
+            seen = look()
             running = self._committing
             if running is None:
-                return answer
+                return seen
             failure = await asyncio.shield(running)
             if failure is None:
-                return answer
+                return seen
             if not isinstance(failure, StoreReadOnly):
                 raise StoreFailed("the log server failed")
 
@@ -321,9 +422,11 @@ class LogServer:
         space = self._store.space()
         self._metrics.used_bytes.set(space.used_bytes)
         self._metrics.free_bytes.set(space.free_bytes)
-        decision = self._core.decide(plan, held, room_bytes=space.free_bytes)
+        decision = self._core.decide(
+            plan, held, room_bytes=space.free_bytes, repair_room_bytes=space.repair_bytes
+        )
         for write in decision.writes:
-            if isinstance(write, PutBatch):
+            if type(write) is PutBatch:  # no repair's
                 self._cache.add(write)
         self._watchers.wake(decision.advanced)
         if not decision.writes:
@@ -378,27 +481,30 @@ class LogServer:
             if isinstance(write, PutLoglet):
                 event = "loglet.sealed" if write.sealed else "loglet.opened"
                 fields = {"loglet": str(write.loglet), "opened_by": str(write.opened_by)}
+                if write.told_end is not None:
+                    event = "loglet.ended"
+                    fields["end"] = str(write.told_end)
                 log.info(event, extra=fields)
 
     async def _look_up(self, look_ups: Sequence[LookUp]) -> Held:
         """Read the held batches that some of a group may repeat. Rare: a stream was made anew."""
-        held: dict[LogletId, dict[int, HeldBatch]] = {}
+        held: dict[LogletId, dict[Offset, HeldBatch]] = {}
         for look_up in look_ups:
             found = held.setdefault(look_up.loglet, {})
             start = look_up.start
             while start < look_up.end:
-                batches = await self._store.read(
-                    look_up.loglet, start, look_up.end, max_bytes=_LOOK_UP_BYTES_MAX
+                batches = await self._store.scan(
+                    look_up.loglet,
+                    start,
+                    look_up.end,
+                    verify=True,
+                    max_batches=PAGE_BATCHES_MAX,
+                    max_bytes=_LOOK_UP_BYTES_MAX,
                 )
-                following = look_up.end
-                for (first, placed), after in zip(
-                    batches, [*(it for it, _ in batches[1:]), look_up.end], strict=True
-                ):
-                    found[first] = batch = _held(first, placed, after)
-                    following = batch.end
                 if not batches:
                     break
-                start = following
+                found.update((batch.first, batch) for batch in batches)
+                start = batches[-1].end
         return {loglet: list(found.values()) for loglet, found in held.items()}
 
     def _count_refusals(self, answers: Sequence[Answer]) -> Sequence[Answer]:
@@ -416,34 +522,21 @@ async def _send_answers(answers: Answers, stream: StoreStream) -> None:
         await stream.send(response)
 
 
-def _held(first: int, placed: bytes, after: int) -> HeldBatch:
-    """A batch on disk as the core compares it; `after` bounds one whose placement is damaged."""
-    try:
-        placement = check_placed(placed)
-    except CorruptBatch:
-        try:
-            end = parse_placement(placed).end
-        except CorruptBatch:
-            end = Offset(after)
-        return HeldBatch(Offset(first), end, None)
-    return HeldBatch(Offset(first), placement.end, placed[:PLACEMENT_BYTES])
-
-
 def _release(queued: _Queued, answer: Answer) -> None:
     """Let an answer out. Nobody may be waiting any more."""
     to = queued.to
     if isinstance(to, Answers):
-        assert not isinstance(answer, SealResponse)
+        assert isinstance(answer, StoreResponse | SharedLogError)
         if isinstance(answer, SharedLogError) or _says_something(queued.request, answer):
             to.put(answer)
         else:
             to.skip()
     elif not to.done():
-        if isinstance(answer, SealResponse):
-            to.set_result(answer)
-        else:
-            assert isinstance(answer, SharedLogError)
+        if isinstance(answer, SharedLogError):
             to.set_exception(answer)
+        else:
+            assert not isinstance(answer, StoreResponse)
+            to.set_result(answer)
 
 
 def _says_something(request: Request, response: StoreResponse) -> bool:

@@ -1,14 +1,14 @@
 """What a log server's store is: loglets and batches, written in groups, read by offset.
 
-The interface and its values; `loglet/lmdb_store.py` is the real one, `tests/sim/` has a simulated
-one that loses what was not synced.
+The interface and its values; `loglet/lmdb_store.py` is the real one, `tests/helpers/sim/` has a
+simulated one that loses what was not synced. What both make of stored bytes is in `loglet/held.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from sharedlog.ids import LogletId, Offset, SequencerId, StorageId
 
@@ -27,8 +27,12 @@ class LogletState:
     local_start: Offset  # first offset kept here, inclusive
     local_tail: Offset  # highest held offset + 1; `base` if nothing is held
     committed_tail: Offset  # exclusive
+    told_end: Offset | None = None  # the segment's end, as the chain's winner told it
+    last_timestamp_ms: int = 0  # the latest of the batches held, as far as known
     # Invariant: base <= local_start <= local_tail, and base <= committed_tail. The committed tail
     # may be ahead of the local one: a replica that was skipped knows what it lacks.
+    # Invariant: committed_tail <= told_end, which never changes. The local tail may be beyond the
+    # told end: what lies there is not in the log, and nobody is shown it.
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +46,22 @@ class PutBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class PutRepaired(PutBatch):
+    """Store a batch for a repair, which may use half of the reserve."""
+
+    overwrites: bool = False  # a batch with these offsets is held, and is damaged
+
+
+@dataclass(frozen=True, slots=True)
 class PutLoglet:
-    """Store a loglet's own record: opened, sealed, started."""
+    """Store a loglet's own record: opened, sealed, started, ended."""
 
     loglet: LogletId
     base: Offset
     opened_by: SequencerId | None
     sealed: bool
     local_start: Offset
+    told_end: Offset | None = None
 
 
 Write = PutBatch | PutLoglet
@@ -60,9 +72,19 @@ class StoreSpace:
     """How much room there is."""
 
     used_bytes: int
-    free_bytes: (
-        int  # the lesser of the disk's free space and the store's own limit, less the reserve; >= 0
-    )
+    # The lesser of the disk's free space and the store's own limit, less the reserve; >= 0.
+    free_bytes: int
+    repair_bytes: int  # the same, less half of the reserve only
+
+
+class HeldBatch(NamedTuple):
+    """A batch on disk, and whether it is sound; a tuple, since each batch stored makes one."""
+
+    first: Offset
+    end: Offset
+    # The placement as stored. None: what is stored does not match its checksums or its key.
+    placement_bytes: bytes | None
+    size: int = 0  # bytes that were read to verify it
 
 
 class LogStore(Protocol):
@@ -82,8 +104,8 @@ class LogStore(Protocol):
 
         Raises:
             StoreReadOnly: no room; nothing was written. Loglet records may use the reserve,
-            batches not. StoreFailed: the disk failed; what is on it is unknown. The process must
-            stop.
+            repaired batches half of it, other batches none. StoreFailed: the disk failed; what is
+            on it is unknown. The process must stop.
 
         **Cancellation:** not allowed while it runs: shield it.
         """
@@ -95,8 +117,26 @@ class LogStore(Protocol):
         """Placed batches that overlap [start, end), as (key offset, bytes), in order of offset.
 
         As stored: not verified. At least one batch if there is any, further ones while the sum of
-        their sizes stays within
-        `max_bytes`. There may be holes between them.
+        their sizes stays within `max_bytes`. There may be holes between them.
+        """
+        ...
+
+    async def scan(
+        self,
+        loglet: LogletId,
+        start: Offset,
+        end: Offset,
+        *,
+        verify: bool,
+        max_batches: int,
+        max_bytes: int,
+    ) -> list[HeldBatch]:
+        """Which batches that overlap [start, end) are held, in order of offset.
+
+        Up to `max_batches`, at least one if there is any. With `verify` each is read and compared
+        with its checksums, further ones than the first while the sum of their sizes stays within
+        `max_bytes`; without, no bytes are looked at and `placement_bytes` is empty. There may be
+        holes between them. Does not stop the event loop.
         """
         ...
 

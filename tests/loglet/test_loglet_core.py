@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from helpers.core_disk import CoreDisk, ranges, refusals, stored_answer
 from helpers.log_servers import (
     LOGLET,
     ME,
@@ -17,15 +18,7 @@ from helpers.log_servers import (
     request,
 )
 
-from loglet.core import (
-    BATCH_OVERHEAD_BYTES,
-    Answer,
-    Decision,
-    HeldBatch,
-    LogServerCore,
-    LookUp,
-    Request,
-)
+from loglet.group import BATCH_OVERHEAD_BYTES, LookUp, Request
 from loglet.messages import (
     CommittedTail,
     Confirmed,
@@ -35,7 +28,7 @@ from loglet.messages import (
     Stored,
     StoreResponse,
 )
-from loglet.store import LogletState, PutBatch, PutLoglet
+from loglet.store import HeldBatch, LogletState, PutBatch, PutLoglet
 from sharedlog.batch import PLACEMENT_BYTES, Placement, parse_placement, place_batch
 from sharedlog.errors import (
     CorruptBatch,
@@ -49,78 +42,20 @@ from sharedlog.errors import (
     WrongSequencer,
     WrongStorage,
 )
-from sharedlog.ids import LogletId, Offset, StorageId
-
-ROOM = 1 << 40
-
-
-class Disk:
-    """A core and its disk: commits everything, answers look-ups, checks the invariants."""
-
-    def __init__(self, *states: LogletState) -> None:
-        self.core = LogServerCore(STORAGE, states)
-        self.batches: dict[LogletId, list[HeldBatch]] = {}
-        self.look_ups: list[LookUp] = []
-
-    def group(self, *requests: Request, room: int = ROOM) -> Decision:
-        plan = self.core.plan(requests)
-        self.look_ups = plan.look_ups
-        held = {
-            it.loglet: [
-                batch
-                for batch in self.batches.get(it.loglet, [])
-                if any(
-                    batch.first < other.end and batch.end > other.start
-                    for other in plan.look_ups
-                    if other.loglet == it.loglet
-                )
-            ]
-            for it in plan.look_ups
-        }
-        decision = self.core.decide(plan, held, room_bytes=room)
-        for write in decision.writes:
-            if isinstance(write, PutBatch):
-                batch = HeldBatch(write.first, write.end, write.placed[:PLACEMENT_BYTES])
-                self.batches.setdefault(write.loglet, []).append(batch)
-        self.core.check_invariants()
-        return decision
-
-    def store(self, *batches: bytes, room: int = ROOM) -> StoreResponse:
-        return stored_answer(self.group(request(batches), room=room).answers[0])
-
-    def seal(self, loglet: LogletId = LOGLET, base: int = 0) -> Answer:
-        return self.group(SealRequest(STORAGE, loglet, Offset(base))).answers[0]
-
-    def learn(self, tail: int) -> Decision:
-        message = request()
-        message.committed = [CommittedTail(LOGLET, Offset(tail))]
-        return self.group(message)
-
-
-def stored_answer(answer: Answer) -> StoreResponse:
-    assert isinstance(answer, StoreResponse)
-    return answer
-
-
-def ranges(response: StoreResponse) -> list[tuple[int, int]]:
-    return [(it.first, it.end) for it in response.stored]
-
-
-def refusals(response: StoreResponse) -> list[tuple[LogletId, int, type[SharedLogError]]]:
-    return [(it.loglet, it.first, type(it.error)) for it in response.refused]
+from sharedlog.ids import Offset, StorageId
 
 
 @pytest.fixture
-def disk() -> Disk:
+def disk() -> CoreDisk:
     """A store with LOGLET open at base 0."""
-    disk = Disk()
+    disk = CoreDisk()
     disk.group(request(opens=[opened()]))
     return disk
 
 
 def test_an_open_is_recorded_and_answered_with_an_empty_range() -> None:
     """Field note 20: a loglet is opened explicitly, and the open is a durable record."""
-    disk = Disk()
+    disk = CoreDisk()
     decision = disk.group(request(opens=[opened(base=40)]))
     assert decision.writes == [
         PutLoglet(LOGLET, Offset(40), ME, sealed=False, local_start=Offset(40))
@@ -128,7 +63,7 @@ def test_an_open_is_recorded_and_answered_with_an_empty_range() -> None:
     assert decision.answers == [StoreResponse(stored=[Stored(LOGLET, Offset(40), Offset(40))])]
 
 
-def test_an_open_again_by_the_same_sequencer_changes_nothing(disk: Disk) -> None:
+def test_an_open_again_by_the_same_sequencer_changes_nothing(disk: CoreDisk) -> None:
     """An open whose answer was lost is simply sent again."""
     decision = disk.group(request(opens=[opened()]))
     assert decision.writes == []
@@ -146,7 +81,9 @@ def test_an_open_again_by_the_same_sequencer_changes_nothing(disk: Disk) -> None
     ],
     ids=["open by a rival", "open elsewhere", "store by a rival", "corrupt", "no prefix"],
 )
-def test_refusals_write_nothing(disk: Disk, message: Request, error: type[SharedLogError]) -> None:
+def test_refusals_write_nothing(
+    disk: CoreDisk, message: Request, error: type[SharedLogError]
+) -> None:
     """What breaks a rule is refused with the reason, and leaves no trace."""
     decision = disk.group(message)
     assert decision.writes == []
@@ -154,14 +91,14 @@ def test_refusals_write_nothing(disk: Disk, message: Request, error: type[Shared
     assert disk.store(placed(0)).refused == []
 
 
-def test_a_store_never_opens(disk: Disk) -> None:
+def test_a_store_never_opens(disk: CoreDisk) -> None:
     """Field note 20: a store to a loglet that was never opened here is not taken as an open."""
     response = disk.store(placed(0, loglet=OTHER))
     assert refusals(response) == [(OTHER, 0, LogletNotOpen)]
     assert disk.core.loglet(OTHER) is None
 
 
-def test_another_storage_id_refuses_the_whole_message(disk: Disk) -> None:
+def test_another_storage_id_refuses_the_whole_message(disk: CoreDisk) -> None:
     """Field note 20: a wiped disk answers nothing that was meant for the old one."""
     foreign = StorageId("b" * 32)
     for message in (
@@ -175,14 +112,14 @@ def test_another_storage_id_refuses_the_whole_message(disk: Disk) -> None:
         assert decision.writes == []
 
 
-def test_a_damaged_placement_refuses_the_whole_message(disk: Disk) -> None:
+def test_a_damaged_placement_refuses_the_whole_message(disk: CoreDisk) -> None:
     """Nobody can say whose batch it was, so nothing of the message is taken."""
     decision = disk.group(request([placed(0), flipped(placed(1), 20)]))
     assert isinstance(decision.answers[0], CorruptBatch)
     assert decision.writes == []
 
 
-def test_batches_that_touch_are_answered_as_one_range(disk: Disk) -> None:
+def test_batches_that_touch_are_answered_as_one_range(disk: CoreDisk) -> None:
     """Work per message: one answer for a run of batches."""
     response = disk.store(placed(0, 3), placed(3), placed(4, 6))
     assert ranges(response) == [(0, 10)]
@@ -191,7 +128,7 @@ def test_batches_that_touch_are_answered_as_one_range(disk: Disk) -> None:
     assert state.local_tail == 10
 
 
-def test_the_first_refusal_ends_the_loglet_in_the_message_alone(disk: Disk) -> None:
+def test_the_first_refusal_ends_the_loglet_in_the_message_alone(disk: CoreDisk) -> None:
     """What follows a refused store is refused with it; other loglets go on."""
     disk.group(request(opens=[opened(OTHER)]))
     response = disk.store(
@@ -204,7 +141,7 @@ def test_the_first_refusal_ends_the_loglet_in_the_message_alone(disk: Disk) -> N
     assert refusals(response) == [(LOGLET, 5, MissingPrefix)]
 
 
-def test_a_skipped_replica_resumes_at_the_committed_tail(disk: Disk) -> None:
+def test_a_skipped_replica_resumes_at_the_committed_tail(disk: CoreDisk) -> None:
     """N is taken if N-1 is known to be committed: a legal hole."""
     disk.store(placed(0, 2))
     assert refusals(disk.store(placed(7))) == [(LOGLET, 7, MissingPrefix)]
@@ -215,7 +152,7 @@ def test_a_skipped_replica_resumes_at_the_committed_tail(disk: Disk) -> None:
     assert ranges(disk.store(placed(8))) == [(8, 9)]
 
 
-def test_a_placement_carries_a_committed_tail_too(disk: Disk) -> None:
+def test_a_placement_carries_a_committed_tail_too(disk: CoreDisk) -> None:
     """The tail that rides on a batch counts for that batch's own prefix."""
     assert ranges(disk.store(placed(5, committed=5))) == [(5, 6)]
     state = disk.core.loglet(LOGLET)
@@ -223,7 +160,7 @@ def test_a_placement_carries_a_committed_tail_too(disk: Disk) -> None:
     assert state.committed_tail == 5
 
 
-def test_committed_tails_only_rise_and_only_for_the_own_sequencer(disk: Disk) -> None:
+def test_committed_tails_only_rise_and_only_for_the_own_sequencer(disk: CoreDisk) -> None:
     """A late or foreign hint changes nothing; a real one names the loglet as advanced."""
     assert disk.learn(3).advanced == {LOGLET}
     assert disk.learn(2).advanced == set()
@@ -232,7 +169,7 @@ def test_committed_tails_only_rise_and_only_for_the_own_sequencer(disk: Disk) ->
     assert disk.group(message).advanced == set()
 
 
-def test_a_held_batch_is_acknowledged_again(disk: Disk) -> None:
+def test_a_held_batch_is_acknowledged_again(disk: CoreDisk) -> None:
     """A stream made anew repeats what it saw no answer to; nothing is written twice."""
     batches = [placed(first, 2) for first in range(0, 20, 2)]
     disk.store(*batches)
@@ -242,7 +179,7 @@ def test_a_held_batch_is_acknowledged_again(disk: Disk) -> None:
     assert disk.look_ups == [LookUp(LOGLET, Offset(5), Offset(20))]
 
 
-def test_many_repeats_cost_in_proportion(disk: Disk) -> None:
+def test_many_repeats_cost_in_proportion(disk: CoreDisk) -> None:
     """A stream that breaks with thousands of batches in flight must not stop the server.
 
     One look-up for a run of offsets, and no comparison of each batch with all the others.
@@ -256,7 +193,7 @@ def test_many_repeats_cost_in_proportion(disk: Disk) -> None:
     assert time.process_time() - begun_s < 5.0
 
 
-def test_look_ups_that_do_not_touch_stay_apart(disk: Disk) -> None:
+def test_look_ups_that_do_not_touch_stay_apart(disk: CoreDisk) -> None:
     """What lies between two repeats is not read."""
     batches = [placed(first) for first in range(20)]
     disk.store(*batches)
@@ -267,7 +204,7 @@ def test_look_ups_that_do_not_touch_stay_apart(disk: Disk) -> None:
     ]
 
 
-def test_a_refusal_keeps_nothing_of_its_group_alive(disk: Disk) -> None:
+def test_a_refusal_keeps_nothing_of_its_group_alive(disk: CoreDisk) -> None:
     """A sequencer in the same process keeps the error for as long as it knows the log."""
     disk.group(SealRequest(STORAGE, LOGLET, Offset(0)))
     (refused,) = stored_answer(disk.group(request([placed(0)])).answers[0]).refused
@@ -275,14 +212,14 @@ def test_a_refusal_keeps_nothing_of_its_group_alive(disk: Disk) -> None:
     assert refused.error.__traceback__ is None
 
 
-def test_new_batches_need_no_look_up(disk: Disk) -> None:
+def test_new_batches_need_no_look_up(disk: CoreDisk) -> None:
     """The common case reads nothing from the disk."""
     disk.store(placed(0))
     disk.store(placed(1), placed(2))
     assert disk.look_ups == []
 
 
-def test_a_repeat_within_one_group_is_acknowledged_too(disk: Disk) -> None:
+def test_a_repeat_within_one_group_is_acknowledged_too(disk: CoreDisk) -> None:
     """The old stream's message and its repeat on the new one may queue together."""
     decision = disk.group(
         request([placed(0), placed(1)]), request([placed(0), placed(1), placed(2)])
@@ -306,7 +243,7 @@ def test_a_repeat_within_one_group_is_acknowledged_too(disk: Disk) -> None:
 @pytest.mark.parametrize("same_group", [True, False])
 def test_two_batches_under_one_offset_stop_the_server(batch: bytes, same_group: bool) -> None:
     """An offset once given is never given to another batch: a breach is fatal, not an answer."""
-    disk = Disk()
+    disk = CoreDisk()
     first = request([placed(0, 2), placed(2, 2)], opens=[opened()])
     if same_group:
         with pytest.raises(StoreFailed, match="two different batches"):
@@ -317,7 +254,7 @@ def test_two_batches_under_one_offset_stop_the_server(batch: bytes, same_group: 
         disk.store(batch)
 
 
-def test_a_damaged_held_batch_is_never_acknowledged(disk: Disk) -> None:
+def test_a_damaged_held_batch_is_never_acknowledged(disk: CoreDisk) -> None:
     """A damaged batch keeps its place and is no copy."""
     disk.store(placed(0), placed(1))
     disk.batches[LOGLET][1] = HeldBatch(Offset(1), Offset(2), None)
@@ -325,7 +262,7 @@ def test_a_damaged_held_batch_is_never_acknowledged(disk: Disk) -> None:
     assert ranges(disk.store(placed(2))) == [(2, 3)]
 
 
-def test_a_hole_can_be_filled_by_the_sequencer(disk: Disk) -> None:
+def test_a_hole_can_be_filled_by_the_sequencer(disk: CoreDisk) -> None:
     """Below the local tail, what is not held is told apart from what is."""
     disk.store(placed(0, 2))
     disk.learn(10)
@@ -339,7 +276,7 @@ def test_a_hole_can_be_filled_by_the_sequencer(disk: Disk) -> None:
 
 def test_below_the_base_and_beyond_the_last_offset_are_refused() -> None:
     """Offsets that can't be are named as such."""
-    disk = Disk()
+    disk = CoreDisk()
     disk.group(request(opens=[opened(base=10)]))
     assert refusals(disk.store(placed(9))) == [(LOGLET, 9, ProtocolError)]
     huge = placed(2**63 - 1, 2)
@@ -349,7 +286,7 @@ def test_below_the_base_and_beyond_the_last_offset_are_refused() -> None:
     assert refusals(answer) == [(OTHER, 2**63, ProtocolError)]
 
 
-def test_a_batch_without_records_is_refused(disk: Disk) -> None:
+def test_a_batch_without_records_is_refused(disk: CoreDisk) -> None:
     """It would take no offsets, so it could not be found again."""
     whole = placed(0)
     placement = parse_placement(whole)
@@ -358,10 +295,10 @@ def test_a_batch_without_records_is_refused(disk: Disk) -> None:
     assert refusals(response) == [(LOGLET, 0, CorruptBatch)]
 
 
-def test_a_seal_ends_all_stores_what_is_held_included(disk: Disk) -> None:
+def test_a_seal_ends_all_stores_what_is_held_included(disk: CoreDisk) -> None:
     """Field notes 1 and 16: after the seal the answer to every store of the sequencer is Sealed."""
     disk.store(placed(0, 3))
-    assert disk.seal() == SealResponse(Offset(3), Offset(0))
+    assert disk.seal() == SealResponse(Offset(3), Offset(0), last_timestamp_ms=1_000)
     for batch in (placed(0, 3), placed(3)):
         assert refusals(disk.store(batch)) == [(LOGLET, batch_first(batch), Sealed)]
     answer = stored_answer(disk.group(request(opens=[opened()])).answers[0])
@@ -372,7 +309,7 @@ def batch_first(batch: bytes) -> int:
     return parse_placement(batch).first
 
 
-def test_a_seal_is_durable_once_and_idempotent(disk: Disk) -> None:
+def test_a_seal_is_durable_once_and_idempotent(disk: CoreDisk) -> None:
     """The second seal writes nothing and says the same."""
     seal = SealRequest(STORAGE, LOGLET, Offset(0))
     decision = disk.group(seal, seal)
@@ -383,7 +320,7 @@ def test_a_seal_is_durable_once_and_idempotent(disk: Disk) -> None:
 
 def test_a_seal_of_an_unknown_loglet_creates_it_sealed() -> None:
     """Field notes 15 and 20: an open that comes after the seal finds the loglet sealed."""
-    disk = Disk()
+    disk = CoreDisk()
     assert disk.seal(OTHER, 7) == SealResponse(Offset(7), Offset(7))
     answer = stored_answer(
         disk.group(request([placed(7, loglet=OTHER)], opens=[opened(OTHER, 7)])).answers[0]
@@ -394,18 +331,19 @@ def test_a_seal_of_an_unknown_loglet_creates_it_sealed() -> None:
 
 
 @pytest.mark.parametrize("seal_at", range(5))
-def test_the_check_and_the_write_are_one_step(disk: Disk, seal_at: int) -> None:
+def test_the_check_and_the_write_are_one_step(disk: CoreDisk, seal_at: int) -> None:
     """Field note 3: wherever a seal falls in the queue, its tail is what was taken before it."""
     messages: list[Request] = [request([placed(index)]) for index in range(4)]
     messages.insert(seal_at, SealRequest(STORAGE, LOGLET, Offset(0)))
     decision = disk.group(*messages)
-    assert decision.answers[seal_at] == SealResponse(Offset(seal_at), Offset(0))
+    last_timestamp_ms = 1_000 + seal_at - 1 if seal_at else 0
+    assert decision.answers[seal_at] == SealResponse(Offset(seal_at), Offset(0), last_timestamp_ms)
     assert sum(isinstance(it, PutBatch) for it in decision.writes) == seal_at
     later = [stored_answer(it) for it in decision.answers[seal_at + 1 :]]
     assert all(refusals(it)[0][2] is Sealed and not it.stored for it in later)
 
 
-def test_confirms_are_answered_in_the_order_of_the_queue(disk: Disk) -> None:
+def test_confirms_are_answered_in_the_order_of_the_queue(disk: CoreDisk) -> None:
     """ "Not sealed" is true at that point of the queue, for a loglet that is not known as well."""
     ask = request()
     ask.confirms = [ConfirmUnsealed(LOGLET, 5), ConfirmUnsealed(OTHER, 6)]
@@ -418,7 +356,7 @@ def test_confirms_are_answered_in_the_order_of_the_queue(disk: Disk) -> None:
     assert stored_answer(after).confirmed[0] == Confirmed(LOGLET, 5, sealed=True)
 
 
-def test_a_full_store_refuses_batches_and_takes_seals(disk: Disk) -> None:
+def test_a_full_store_refuses_batches_and_takes_seals(disk: CoreDisk) -> None:
     """Field notes 11 and 26: without room batches are refused, records of loglets are not."""
     size = len(placed(0)) + BATCH_OVERHEAD_BYTES
     response = disk.store(placed(0), placed(1), room=size)
@@ -428,10 +366,10 @@ def test_a_full_store_refuses_batches_and_takes_seals(disk: Disk) -> None:
         request(opens=[opened(OTHER)]), SealRequest(STORAGE, LOGLET, Offset(0)), room=0
     )
     assert len(decision.writes) == 2
-    assert decision.answers[1] == SealResponse(Offset(1), Offset(0))
+    assert decision.answers[1] == SealResponse(Offset(1), Offset(0), last_timestamp_ms=1_000)
 
 
-def test_a_failed_commit_is_forgotten_but_for_committed_tails(disk: Disk) -> None:
+def test_a_failed_commit_is_forgotten_but_for_committed_tails(disk: CoreDisk) -> None:
     """After a reload only what is on disk counts; a committed tail is true all the same."""
     on_disk = [LogletState(LOGLET, Offset(0), ME, False, Offset(0), Offset(0), Offset(0))]
     disk.learn(1)
@@ -444,7 +382,7 @@ def test_a_failed_commit_is_forgotten_but_for_committed_tails(disk: Disk) -> Non
     assert ranges(disk.store(placed(0, 3))) == [(0, 3)]
 
 
-def test_without_any_room_everything_that_needs_it_is_refused(disk: Disk) -> None:
+def test_without_any_room_everything_that_needs_it_is_refused(disk: CoreDisk) -> None:
     """Not even a record could be written: stores, opens and seals say so, each loglet once."""
     error = StoreReadOnly("full")
     ask = request([placed(0), placed(1)], opens=[opened(OTHER)])
@@ -460,14 +398,14 @@ def test_without_any_room_everything_that_needs_it_is_refused(disk: Disk) -> Non
 
 def test_what_was_trimmed_is_acknowledged() -> None:
     """Below the local start everything was committed; a late repeat must not stop anything."""
-    disk = Disk(LogletState(LOGLET, Offset(0), ME, False, Offset(10), Offset(12), Offset(12)))
+    disk = CoreDisk(LogletState(LOGLET, Offset(0), ME, False, Offset(10), Offset(12), Offset(12)))
     assert ranges(disk.store(placed(4, 3))) == [(4, 7)]
 
 
 def test_the_core_does_not_share_its_states() -> None:
     """The states that it was given stay as they were."""
     state = LogletState(LOGLET, Offset(0), ME, False, Offset(0), Offset(0), Offset(0))
-    disk = Disk(state)
+    disk = CoreDisk(state)
     disk.store(placed(0))
     assert state.local_tail == 0
     assert [it.local_tail for it in disk.core.loglets()] == [1]

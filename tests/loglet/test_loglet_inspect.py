@@ -30,7 +30,7 @@ async def directory(tmp_path: Path) -> Path:
     await store.commit(
         [
             PutLoglet(LOGLET, Offset(0), ME, sealed=False, local_start=Offset(0)),
-            PutLoglet(OTHER, Offset(9), None, sealed=True, local_start=Offset(9)),
+            PutLoglet(OTHER, Offset(9), None, True, local_start=Offset(9), told_end=Offset(9)),
             *map(put, (placed(0, 2), placed(2, text="needle"), placed(8, 2, committed=8))),
         ]
     )
@@ -58,10 +58,12 @@ def test_a_sound_store(directory: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (first["held"], first["holes"]) == ([[0, 3], [8, 10]], [[3, 8]])
     assert (first["sealed"], first["opened_by"]) == (False, "n1.4")
     assert (second["sealed"], second["opened_by"], second["batches"]) == (True, None, 0)
+    assert (first["told_end"], second["told_end"]) == (None, 9)
     code, out, _ = run(capsys, str(directory), "--ranges")
     assert code == 0
     assert "hole [3, 8)" in out
     assert "held [8, 10)" in out
+    assert f"loglet {OTHER}   sealed, ended at 9, never opened" in out
     assert out.endswith("2 loglets: sound\n")
 
 

@@ -9,6 +9,7 @@ from helpers.log_servers import CLUSTER, LOGLET, ME, OTHER, STORAGE
 
 from loglet import keys
 from loglet.store import PutLoglet
+from sharedlog.checksum import crc32c
 from sharedlog.errors import StoreFailed
 from sharedlog.ids import LogId, LogletId, NodeId, Offset
 
@@ -17,6 +18,8 @@ RECORDS = [
     PutLoglet(LOGLET, Offset(0), ME, sealed=False, local_start=Offset(0)),
     PutLoglet(LOGLET, Offset(9), ME, sealed=True, local_start=Offset(12)),
     PutLoglet(OTHER, Offset(2**63 - 1), None, sealed=True, local_start=Offset(2**63 - 1)),
+    PutLoglet(LOGLET, Offset(9), ME, sealed=True, local_start=Offset(9), told_end=Offset(2**62)),
+    PutLoglet(OTHER, Offset(0), None, sealed=True, local_start=Offset(0), told_end=Offset(0)),
 ]
 
 
@@ -25,6 +28,25 @@ def test_a_loglet_record_survives(record: PutLoglet) -> None:
     """What was written is what is read."""
     key = keys.loglet_key(record.loglet)
     assert keys.decode_loglet(key, keys.encode_loglet(key, record)) == record
+
+
+def test_a_record_from_before_ends_were_kept_is_read() -> None:
+    """A format change adds a version: these bytes were written by the first one."""
+    value = bytes.fromhex("ac448d1d010309000000000000000c0000000000000004000000000000006e31")
+    key = keys.loglet_key(LOGLET)
+    record = keys.decode_loglet(key, value)
+    assert record == RECORDS[1]
+    assert record.told_end is None
+    assert keys.encode_loglet(key, record) == value, "and it is still readable there"
+
+
+def test_a_record_of_a_later_version_is_refused() -> None:
+    """Half of a record is not read."""
+    key = keys.loglet_key(LOGLET)
+    body = b"\x03" + keys.encode_loglet(key, RECORDS[0])[5:]
+    value = crc32c(key + body).to_bytes(4, "little") + body
+    with pytest.raises(StoreFailed, match="version 3"):
+        keys.decode_loglet(key, value)
 
 
 @pytest.mark.parametrize("record", RECORDS)

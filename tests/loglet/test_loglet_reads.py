@@ -194,22 +194,25 @@ async def test_a_damaged_batch_is_said_and_never_sent(tmp_path: Path) -> None:
         found, (gap,), _ = await drain(await server.read(3, segment_end=6))
         assert (found, gap.first, gap.end) == ([], 3, 5)
         assert await drain(await server.read(5, segment_end=6)) == (batches[2:], [], 0)
-        assert (await server.seal()).local_tail == 6, "it keeps its place"
         assert server.metric("damaged_batches_total") == 2
+        answer = await server.seal()
+        assert (answer.local_tail, answer.damaged) == (6, [(2, 5)]), "it keeps its place"
 
 
-async def test_a_damaged_placement_is_bounded_by_what_follows(tmp_path: Path) -> None:
-    """If even the placement is damaged, the gap ends where the next batch begins."""
-    batches = [placed(0), placed(1, 3), placed(4)]
+async def test_a_damaged_placement_still_has_its_range(tmp_path: Path) -> None:
+    """If even the placement is damaged, the key says what the gap is, a hole behind it or not."""
+    batches = [placed(0), placed(1, 3), placed(9, committed=9)]
     async with serve(open_store(tmp_path)) as server:
         await server.store_all(request(batches, opens=[opened()]))
     damage_file(tmp_path, batches[1][4:PLACEMENT_BYTES])
     async with serve(open_store(tmp_path)) as server:
-        found, (gap,), _ = await drain(await server.read(0, segment_end=5))
+        found, (gap,), _ = await drain(await server.read(0, segment_end=10))
         assert found == batches[:1]
-        assert (gap.reason, gap.first) == (DAMAGED, 1)
-        found, (gap,), _ = await drain(await server.read(1, segment_end=5))
-        assert (found, gap.reason, gap.first, gap.end) == ([], DAMAGED, 1, 4)
+        assert (gap.reason, gap.first, gap.end) == (DAMAGED, 1, 4)
+        found, (gap,), _ = await drain(await server.read(2, segment_end=10))
+        assert (found, gap.reason, gap.first, gap.end) == ([], DAMAGED, 2, 4)
+        _, (gap,), _ = await drain(await server.read(4, segment_end=10))
+        assert (gap.reason, gap.first, gap.end) == (HOLE, 4, 9)
 
 
 async def test_open_reads_are_bounded(tmp_path: Path) -> None:

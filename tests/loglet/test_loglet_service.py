@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from helpers.gated_store import GatedStore
 from helpers.log_servers import (
     LOGLET,
     ME,
@@ -26,7 +27,6 @@ from helpers.log_servers import (
 )
 
 from loglet.config import LogServerConfig
-from loglet.lmdb_store import LmdbLogStore
 from loglet.messages import (
     CommittedTail,
     ConfirmUnsealed,
@@ -34,7 +34,7 @@ from loglet.messages import (
     StoreRequest,
     StoreResponse,
 )
-from loglet.store import LogletState, PutBatch, StoreSpace, Write
+from loglet.store import PutBatch
 from loglet.wire import loglet_to_proto
 from sharedlog.errors import (
     CorruptBatch,
@@ -53,43 +53,6 @@ from sharedlog.limits import MIB
 from sharedlog.rpc.methods import RAISE_COMMITTED_TAIL
 from sharedlog.rpc.transport import ClientStream
 from sharedlog.v1 import log_server_pb2
-
-
-class GatedStore:
-    """A real store whose commits wait at a gate, and fail on command."""
-
-    def __init__(self, inner: LmdbLogStore) -> None:
-        self.inner = inner
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.groups: list[list[Write]] = []
-        self.failures: dict[int, Exception] = {}  # by the number of the commit, from 1
-
-    @property
-    def storage_id(self) -> StorageId:
-        return self.inner.storage_id
-
-    def loglets(self) -> Sequence[LogletState]:
-        return self.inner.loglets()
-
-    async def commit(self, writes: Sequence[Write]) -> None:
-        self.groups.append(list(writes))
-        failure = self.failures.get(len(self.groups))
-        await self.gate.wait()
-        if failure is not None:
-            raise failure
-        await self.inner.commit(writes)
-
-    async def read(
-        self, loglet: LogletId, start: Offset, end: Offset, *, max_bytes: int
-    ) -> list[tuple[Offset, bytes]]:
-        return await self.inner.read(loglet, start, end, max_bytes=max_bytes)
-
-    def space(self) -> StoreSpace:
-        return self.inner.space()
-
-    async def close(self) -> None:
-        await self.inner.close()
 
 
 @pytest.fixture
@@ -179,10 +142,10 @@ async def test_what_queued_meanwhile_is_one_commit(gated: tuple[Served, GatedSto
         await second.send(request([placed(0, loglet=OTHER)], opens=[opened(OTHER)]))
         await until(lambda: server.server.status().queue_bytes >= 6 * len(placed(0)))
         sealing = asyncio.create_task(server.seal(OTHER))
-        await until(lambda: server.server._pending_seals > 0)
+        await until(lambda: server.server._pending_records > 0)
     store.gate.set()
     assert await until_stored(first, 6) == []
-    assert await sealing == SealResponse(Offset(1), Offset(0))
+    assert await sealing == SealResponse(Offset(1), Offset(0), last_timestamp_ms=1_000)
     assert len(store.groups) == 3
     assert sum(isinstance(it, PutBatch) for it in store.groups[2]) == 6
     assert await until_stored(second, 1) == []
@@ -310,7 +273,7 @@ async def test_a_commit_without_room_refuses_batches_and_keeps_seals(
         await stream.send(request([placed(0)]))
         await until(lambda: server.server.status().queue_bytes >= len(placed(0)))
         sealing = asyncio.create_task(server.seal(OTHER))
-        await until(lambda: server.server._pending_seals > 0)
+        await until(lambda: server.server._pending_records > 0)
         store.failures[3] = StoreReadOnly("no space left on device")
         store.gate.set()
         await receive(blocked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -21,8 +21,9 @@ from helpers.log_servers import (
 )
 
 from loglet.config import LogServerConfig
+from loglet.held import STEPS_BACK_MAX
 from loglet.lmdb_store import LmdbLogStore
-from loglet.store import LogletState, PutBatch, PutLoglet
+from loglet.store import LogletState, PutBatch, PutLoglet, PutRepaired
 from sharedlog.batch import PLACEMENT_BYTES, parse_placement
 from sharedlog.errors import StoreFailed, StoreReadOnly, WrongCluster, WrongStorage
 from sharedlog.ids import LogletId, NodeId, Offset, SequencerId
@@ -59,8 +60,14 @@ async def test_what_was_committed_is_there_after_a_restart(tmp_path: Path) -> No
     store = open_store(tmp_path, storage_id="another")
     assert store.storage_id == STORAGE
     assert {it.loglet: it for it in store.loglets()} == {
-        LOGLET: LogletState(LOGLET, Offset(0), ME, False, Offset(0), Offset(5), Offset(3)),
-        OTHER: LogletState(OTHER, Offset(40), ME, True, Offset(40), Offset(41), Offset(40)),
+        LOGLET: LogletState(
+            *(LOGLET, Offset(0), ME, False, Offset(0), Offset(5), Offset(3)),
+            last_timestamp_ms=1_003,
+        ),
+        OTHER: LogletState(
+            *(OTHER, Offset(40), ME, True, Offset(40), Offset(41), Offset(40)),
+            last_timestamp_ms=1_040,
+        ),
         unknown: LogletState(unknown, Offset(9), None, True, Offset(9), Offset(9), Offset(9)),
     }
     assert await store.read(LOGLET, Offset(0), Offset(9), max_bytes=MIB) == [
@@ -184,6 +191,124 @@ async def test_a_lowered_limit_leaves_the_store_readable(tmp_path: Path) -> None
     assert len(await store.read(LOGLET, Offset(0), Offset(9), max_bytes=9 * MIB)) == 4
     with pytest.raises(StoreReadOnly):
         await store.commit([put(placed(4))])
+    await store.close()
+
+
+async def test_ends_survive(tmp_path: Path) -> None:
+    """Where a segment ends is there in another life, with all else that was known."""
+    store = open_store(tmp_path)
+    await store.commit([record(), put(placed(0, 3, committed=0))])
+    await store.commit([replace(record(sealed=True), told_end=Offset(2))])
+    await store.close()
+    store = open_store(tmp_path)
+    (state,) = store.loglets()
+    assert (state.told_end, state.sealed, state.opened_by) == (2, True, ME)
+    assert (state.local_tail, state.committed_tail) == (3, 0)
+    await store.close()
+
+
+async def test_damage_is_overwritten_in_its_place(tmp_path: Path) -> None:
+    """A repair puts a whole batch under the key of a damaged one, and nowhere else."""
+    store = open_store(tmp_path)
+    batch = placed(1, 2, text="needle", record_bytes=9_000)
+    await store.commit([record(), put(placed(0)), put(batch), put(placed(3))])
+    await store.close()
+    damage_file(tmp_path, b"needle")
+    store = open_store(tmp_path)
+    assert await scan(store) == [(0, 1, True), (1, 3, False), (3, 4, True)]
+    with pytest.raises(StoreFailed, match="is there already"):
+        await store.commit([PutRepaired(LOGLET, Offset(1), Offset(3), batch)])
+    await store.commit([PutRepaired(LOGLET, Offset(1), Offset(3), batch, overwrites=True)])
+    await store.close()
+    store = open_store(tmp_path)
+    assert await scan(store) == [(0, 1, True), (1, 3, True), (3, 4, True)]
+    assert await store.read(LOGLET, Offset(1), Offset(2), max_bytes=1) == [(1, batch)]
+    await store.close()
+
+
+async def scan(
+    store: LmdbLogStore, start: int = 0, end: int = 99, *, batches: int = 99, size: int = MIB
+) -> list[tuple[int, int, bool]]:
+    """First, end, sound or not."""
+    found = await store.scan(
+        *(LOGLET, Offset(start), Offset(end)), verify=True, max_batches=batches, max_bytes=size
+    )
+    assert all(it.placement_bytes != b"" for it in found)
+    return [(it.first, it.end, it.placement_bytes is not None) for it in found]
+
+
+async def test_scans_find_what_overlaps(tmp_path: Path) -> None:
+    """Keys alone say what is held; with the bytes also whether it is sound; both in bounds."""
+    store = open_store(tmp_path)
+    wrong = PutBatch(LOGLET, Offset(20), Offset(22), placed(20))
+    batches = [placed(0, 3), placed(3), placed(10, 5)]
+    await store.commit([record(), record(OTHER), *map(put, batches), wrong])
+    await store.commit([put(placed(0, 50, loglet=OTHER))])
+    everything = [(0, 3, True), (3, 4, True), (10, 15, True), (20, 22, False)]
+    assert await scan(store) == everything, "a batch under another's key is damaged"
+    assert await scan(store, 2, 3) == everything[:1]
+    assert await scan(store, 4, 11) == everything[2:3]
+    assert await scan(store, 22) == []
+    assert await scan(store, batches=2) == everything[:2]
+    assert await scan(store, size=1) == everything[:1]
+    assert await scan(store, size=len(batches[0]) + len(batches[1])) == everything[:2]
+    keys_only = await store.scan(
+        *(LOGLET, Offset(0), Offset(99)), verify=False, max_batches=3, max_bytes=1
+    )
+    assert [(it.first, it.end, it.placement_bytes) for it in keys_only] == [
+        (first, end, b"") for first, end, _ in everything[:3]
+    ]
+    await store.close()
+
+
+async def test_repairs_stop_at_half_of_the_reserve(tmp_path: Path) -> None:
+    """Field note 11: beyond what stores may use, and not all that seals may need."""
+    store = open_store(tmp_path, config=SMALL)
+    await store.commit([record(sealed=True)])
+    first = 0
+    with pytest.raises(StoreReadOnly):  # noqa: PT012 - the commit that finds it full raises
+        while True:
+            batch = placed(first, record_bytes=50_000)
+            await store.commit([PutRepaired(LOGLET, Offset(first), Offset(first + 1), batch)])
+            first += 1
+    space = store.space()
+    assert space.free_bytes == 0
+    assert MIB < space.used_bytes <= MIB + MIB // 2
+    with pytest.raises(StoreReadOnly):
+        await store.commit([put(placed(first))])
+    await store.commit([replace(record(sealed=True), told_end=Offset(first))])
+    await store.close()
+
+
+@pytest.mark.parametrize("at", [4, 60], ids=["placement", "batch"])
+async def test_a_damaged_last_batch_is_held(tmp_path: Path, at: int) -> None:
+    """Field note 5: forgetting it at a start would be amnesia; its key says what it takes."""
+    last = placed(2, 5, committed=2, record_bytes=50, text="last")
+    store = open_store(tmp_path)
+    await store.commit([record(), put(placed(0, 2)), put(last)])
+    await store.close()
+    damage_file(tmp_path, last[at : at + 30])
+    store = open_store(tmp_path)
+    (state,) = store.loglets()
+    placement_lost = at == 4
+    assert state.local_tail == 7
+    assert state.committed_tail == (0 if placement_lost else 2)
+    assert state.last_timestamp_ms == (1_000 if placement_lost else 1_002)
+    assert await scan(store) == [(0, 2, True), (2, 7, False)]
+    await store.close()
+
+
+async def test_many_damaged_batches_are_held(tmp_path: Path) -> None:
+    """However many of the last ones are damaged, the tail comes from the key."""
+    store = open_store(tmp_path)
+    await store.commit([record(), *(put(placed(it)) for it in range(STEPS_BACK_MAX + 9))])
+    await store.close()
+    damage_file(tmp_path, placed(0)[4:8])  # the beginning of every placement
+    store = open_store(tmp_path)
+    (state,) = store.loglets()
+    assert (state.local_tail, state.committed_tail) == (STEPS_BACK_MAX + 9, 0)
+    assert state.last_timestamp_ms == 0
+    assert [sound for _, _, sound in await scan(store)] == [False] * (STEPS_BACK_MAX + 9)
     await store.close()
 
 
