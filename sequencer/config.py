@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from sharedlog.errors import InvalidArgument
 from sharedlog.limits import BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, MIB
+
+WATCH_EVERY_S: Final = 0.5
+"""So often the sequencer looks for logs that do not get on, and for links without use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +54,33 @@ class SequencerConfig:
     overloaded_retry_s: float = 0.2
     """What an overloaded answer tells the caller to wait."""
 
+    producers_max: int = 10_000
+    """Producers without a session, of all logs, whose last batches are remembered: should one come
+    back to repeat a batch, nothing has to be searched in the log."""
+
+    searches_max: int = 8
+    """Searches of logs for a producer's batches at once; sessions that need another wait to be
+    opened."""
+
+    search_timeout_s: float = 10.0
+    """A session whose search takes longer is not opened. The next try goes on where it stopped."""
+
+    move_wait_s: float = 5.0
+    """A log that is being moved, or was sealed, admits nothing. So long do its sessions, and those
+    that open, wait to hear who orders it then; and so long may a move that was announced take
+    before appends are admitted again."""
+
+    quorum_timeout_s: float = 1.0
+    """When nothing of a log was committed for so long, though something is in flight, the log
+    servers that keep it back are reported, to be replaced."""
+
+    replace_after_s: float = 30.0
+    """A log server that a log in use has skipped for so long is reported likewise."""
+
+    link_idle_s: float = 60.0
+    """The replication stream to a log server that no log uses any more is closed after this
+    time."""
+
     def validate(self) -> None:
         """Check the fields against each other.
 
@@ -67,14 +98,17 @@ class SequencerConfig:
             raise InvalidArgument(f"store_message_bytes must be between 1 and {limit}")
         if not 0 < self.reconnect_min_s <= self.reconnect_max_s:
             raise InvalidArgument("reconnect_min_s must be positive, reconnect_max_s not below it")
-        if (
-            min(
-                self.connect_timeout_s,
-                self.silence_max_s,
-                self.tail_push_delay_s,
-                self.refused_retry_s,
-                self.overloaded_retry_s,
+        if self.producers_max < 1 or self.searches_max < 1:
+            raise InvalidArgument("producers_max and searches_max must be at least 1")
+        if min(self.quorum_timeout_s, self.replace_after_s, self.link_idle_s) < WATCH_EVERY_S:
+            raise InvalidArgument(
+                "quorum_timeout_s, replace_after_s and link_idle_s are looked at every "
+                f"{WATCH_EVERY_S:g} s, and must not be shorter"
             )
-            <= 0
-        ):
+        pauses = (
+            *(self.connect_timeout_s, self.silence_max_s, self.tail_push_delay_s),
+            *(self.refused_retry_s, self.overloaded_retry_s),
+            *(self.search_timeout_s, self.move_wait_s),
+        )
+        if min(pauses) <= 0:
             raise InvalidArgument("time-outs and pauses must be positive")

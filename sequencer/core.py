@@ -8,25 +8,31 @@ Theory of operation. A batch that is admitted gets the next offsets at once and 
 replica whose stream is *in step*. A replica answers with ranges that it holds, fsynced. The
 committed tail is the highest offset below which every batch is on a write quorum: since a log
 server takes offset N only if it holds N-1 or knows it to be committed, a replica that acknowledged
-up to N holds everything from the committed tail to N, so the committed tail is simply the
-write_quorum-th largest of the replicas' acknowledged ends. Batches are acknowledged to their
-callers in order, as the committed tail passes them.
+up to N holds everything from the committed tail to N, so the committed tail is simply the highest
+point that a write quorum's acknowledged ends have reached (`metadata/quorum.py`). Batches are
+acknowledged to their callers in order, as the committed tail passes them.
 
 A replica whose stream broke, or whose backlog is full, falls *out of step*: it is sent nothing, and
 nothing is kept for it. It comes back into step by a *resume*: open the loglet (again), tell it the
 committed tail, send every batch above it. What it missed below is a legal hole.
 
 When any replica says SEALED, the loglet is over for this process: everything in flight ends as
-indefinite, for a repair may yet make it part of the log, and nothing is acknowledged any more.
+indefinite, for a repair may yet make it part of the log, and no answer of a replica acknowledges
+anything any more.
+
+When the chain says where the segment ends, that is over too, but nothing is left unknown: an offset
+of this loglet was only ever given to one batch, so what was in flight below the end is in the log,
+and what was at or above it is not and never will be. (Not so if a part of the segment was given up
+for lost: then the end proves nothing, and `moves.end_of` does not name it.)
 
 Invariants (checked by `check_invariants`):
  1. An offset is given once: `next_offset` only grows, and the batches in flight tile
     [committed_tail, next_offset) without gap or overlap.
  2. `committed_tail` only grows, and never passes a batch that fewer than a write quorum hold.
  3. Timestamps never run backwards.
- 4. Nothing is acknowledged after the loglet ended.
+ 4. Nothing is acknowledged after the loglet ended, but what the chain's end proves as it ends.
 
-Deliberately not here: what state a new segment inherits, conditional and deduplicated appends.
+Deliberately not here: deduplication (`producers.py`), conditional appends.
 """
 
 from __future__ import annotations
@@ -36,7 +42,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from loglet.quorum import committed_tail
+from metadata.quorum import QuorumRule
 from sharedlog.batch import BatchHeader, Placement, place_batch
 from sharedlog.errors import AppendIndefinite, ProtocolError, SharedLogError
 from sharedlog.ids import LogletId, Offset
@@ -93,25 +99,36 @@ class FailAppends:
     error: AppendIndefinite
 
 
-Effect = StoreBatch | ResumeReplica | Acknowledge | PublishTail | FailAppends
+@dataclass(slots=True)
+class DropAppends:
+    """These batches are not in the log and never will be: they may be appended elsewhere."""
+
+    batches: Sequence[InFlight]
+
+
+Effect = StoreBatch | ResumeReplica | Acknowledge | PublishTail | FailAppends | DropAppends
 
 
 class LogletSequencer:
     """See the module's docstring. Replicas are indexes into the segment's nodeset."""
+
+    __slots__ = (
+        *("_acked", "_in_flight", "_in_step", "_steps", "base", "committed_tail", "ended"),
+        *("last_timestamp_ms", "loglet", "next_offset", "rule"),
+    )
 
     def __init__(
         self,
         loglet: LogletId,
         *,
         base: Offset,
-        replicas: int,
-        write_quorum: int,
+        rule: QuorumRule,
         last_timestamp_ms: int = 0,
     ) -> None:
-        assert 0 < write_quorum <= replicas
+        assert rule.is_write_quorum(range(rule.replicas)), "no set of replicas commits anything"
         self.loglet = loglet
         self.base = base
-        self.write_quorum = write_quorum
+        self.rule = rule
         self.next_offset = base
         self.committed_tail = base
         self.last_timestamp_ms = last_timestamp_ms
@@ -119,8 +136,8 @@ class LogletSequencer:
         self._in_flight: deque[InFlight] = deque()
         # Invariant: acked[r] <= next_offset; [committed_tail, acked[r]) is held by replica r,
         # fsynced.
-        self._acked: list[Offset] = [base] * replicas
-        self._in_step: list[bool] = [False] * replicas
+        self._acked: list[Offset] = [base] * rule.replicas
+        self._in_step: list[bool] = [False] * rule.replicas
         self._steps: list[int] = []  # the indexes in step, kept because every append needs them
 
     @property
@@ -128,9 +145,26 @@ class LogletSequencer:
         """Batches that have offsets and are not committed."""
         return len(self._in_flight)
 
+    @property
+    def oldest(self) -> InFlight | None:
+        """The batch in flight with the lowest offsets."""
+        return self._in_flight[0] if self._in_flight else None
+
+    @property
+    def all_in_step(self) -> bool:
+        """Every replica is sent every batch."""
+        return len(self._steps) == self.rule.replicas
+
     def in_step(self, replica: int) -> bool:
         """The replica is sent every batch."""
         return self._in_step[replica]
+
+    def behind(self) -> list[int]:
+        """Replicas that have not acknowledged the oldest batch in flight."""
+        oldest = self.oldest
+        if oldest is None:
+            return []
+        return [replica for replica, acked in enumerate(self._acked) if acked < oldest.end]
 
     def lagging(self) -> list[int]:
         """Replicas that are sent nothing and lack something that is committed.
@@ -204,11 +238,30 @@ class LogletSequencer:
         message = f"the append was in flight when the log's segment ended: {reason}"
         return [FailAppends(batches, AppendIndefinite(message))] if batches else []
 
+    def on_closed(self, end: Offset, reason: SharedLogError) -> list[Effect]:
+        """The chain says that the segment ends at `end`: every outcome is known now."""
+        if self.ended is not None:
+            return []
+        self.ended = reason
+        below = [batch for batch in self._in_flight if batch.end <= end]
+        above = [batch for batch in self._in_flight if batch.first >= end]
+        astride = [batch for batch in self._in_flight if batch.first < end < batch.end]
+        self._in_flight.clear()
+        effects: list[Effect] = []
+        if below:
+            effects.append(Acknowledge(below))
+        if astride:  # no segment ends within a batch; should one all the same, nothing is proved
+            message = f"the log's segment ends at {end}, within the batch"
+            effects.append(FailAppends(astride, AppendIndefinite(message)))
+        if above:
+            effects.append(DropAppends(above))
+        return effects
+
     def _advance(self) -> list[Effect]:
-        tail = committed_tail(self._acked, self.write_quorum)
+        tail = self.rule.committed_tail(self._acked)
         if tail <= self.committed_tail:
             return []
-        self.committed_tail = Offset(tail)
+        self.committed_tail = tail
         done: list[InFlight] = []
         while self._in_flight and self._in_flight[0].end <= tail:
             done.append(self._in_flight.popleft())
@@ -228,8 +281,8 @@ class LogletSequencer:
             starts = [batch.first for batch in self._in_flight]
             assert edges[:-1] == starts, "batches in flight must tile"
             assert edges[-1] == self.next_offset, "batches in flight must reach the next offset"
-        holders = sum(acked >= self.committed_tail for acked in self._acked)
-        assert self.committed_tail == self.base or holders >= self.write_quorum
+        holders = {it for it, acked in enumerate(self._acked) if acked >= self.committed_tail}
+        assert self.committed_tail == self.base or self.rule.is_write_quorum(holders)
         times = [batch.timestamp_ms for batch in self._in_flight]
         assert all(a <= b for a, b in pairwise(times)), "timestamps run backwards"
         assert not times or times[-1] <= self.last_timestamp_ms

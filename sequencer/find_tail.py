@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from metadata.quorum import QuorumRule
 from sharedlog.ids import Offset
 
 
@@ -46,13 +47,12 @@ _NONE: Final = Offset(0)
 class FindTailRounds:
     """The rounds of one loglet; at most one runs at a time."""
 
-    replicas: int
-    write_quorum: int
+    rule: QuorumRule
     round_id: int = 0
     _noted: Offset = _NONE  # meaningful while a round runs
     _running: list[object] = field(default_factory=list)
     _waiting: list[object] = field(default_factory=list)
-    # Invariant: a subset of the replicas, smaller than a write quorum while a round runs.
+    # Invariant: members of the nodeset, no write quorum while a round runs.
     _confirmed: set[int] = field(default_factory=set)
 
     def on_find_tail(self, caller: object, committed: Offset) -> list[FindTailEffect]:
@@ -65,7 +65,7 @@ class FindTailRounds:
         if not self._running or round_id != self.round_id:
             return []
         self._confirmed.add(replica)
-        if len(self._confirmed) < self.write_quorum:
+        if not self.rule.is_write_quorum(self._confirmed):
             return []
         assert self._noted <= committed, "the committed tail ran backwards"
         answer = AnswerTail(self._running, self._noted)
@@ -97,4 +97,4 @@ class FindTailRounds:
         self._noted = committed
         self._running, self._waiting = self._waiting, []
         self._confirmed = set()
-        return [AskUnsealed(self.round_id, range(self.replicas))]
+        return [AskUnsealed(self.round_id, range(self.rule.replicas))]

@@ -69,3 +69,32 @@ class SequencerMetrics:
             "Batches whose outcome is unknown because the segment ended under them",
             registry=registry,
         )
+        self._add_moves_and_producers(registry)
+
+    def _add_moves_and_producers(self, registry: CollectorRegistry) -> None:
+        self.repeated = Counter(
+            "sharedlog_sequencer_repeated_batches_total",
+            "Batches that their producer sent again and that were in the log already",
+            registry=registry,
+        )
+        self.searches = Counter(
+            "sharedlog_sequencer_searches_total",
+            "Searches of a log for batches of a producer that opened a session",
+            registry=registry,
+        )
+        self.searched_batches = Counter(
+            "sharedlog_sequencer_searched_batches_total",
+            "Batches of anybody that those searches went through",
+            registry=registry,
+        )
+        self.moved = Counter(
+            "sharedlog_sequencer_moved_logs_total",
+            "Times that a log's chain left a segment behind that this process ordered",
+            registry=registry,
+        )
+        self.sealed = Counter(
+            "sharedlog_sequencer_sealed_logs_total",
+            "Times that a log server said that a segment was sealed before its chain was known to "
+            "have moved",
+            registry=registry,
+        )

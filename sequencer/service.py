@@ -1,62 +1,83 @@
-"""The sequencer as the node uses it: many loglets, their links, appends and tails.
+"""The sequencer as the node uses it: many loglets, their sessions, appends and tails.
 
-A loglet becomes active with its first append or find-tail in this process and then costs a small
-object, no task. Tasks exist per log server (`link.py`) and per open session (`session.py`) only.
+This is the shell: it carries out what the cores decide. All of it runs on the event loop's thread,
+between awaits, so an event and its effects are one step. Tasks exist per log server (`link.py`) and
+per open session (`session.py`) only, and one that looks around now and then.
 
-This is the shell: it carries out what `core.py` and `find_tail.py` decide. All of it runs on the
-event loop's thread, between awaits, so an event and its effects are one step.
+**How a log leaves.** Three kinds of news end or hold what this process does with a log:
+
+| news                     | what happens                                                    |
+|--------------------------|-----------------------------------------------------------------|
+| a move is announced      | `prepare_move`: nothing is admitted, what is in flight goes on  |
+| a log server says SEALED | what is in flight ends as indefinite; nothing is admitted       |
+| the chain has moved      | `on_chain`: the outcome of all in flight is known; sessions end |
+
+Between the first two and the third everybody waits, each for as long as it said, since nobody knows
+yet who orders the log next. If the move is given up (`resume`, or nothing comes of it in
+`move_wait_s`) appends are admitted again. A loglet that ended is never taken up again, and one that
+the chain has left neither, however old the chain is that a caller comes with (`moves.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
-from typing import Protocol, assert_never
+from typing import Protocol
 
-from loglet.messages import Confirmed, StoreRefused, StoreResponse
-from metadata.records import LogRecord, Replica, Segment
-from sequencer.config import SequencerConfig
-from sequencer.core import (
-    Acknowledge,
-    Effect,
-    FailAppends,
-    InFlight,
-    LogletSequencer,
-    PublishTail,
-    ResumeReplica,
-    StoreBatch,
-)
-from sequencer.find_tail import AnswerTail, AskUnsealed, FindTailEffect, FindTailRounds
-from sequencer.link import Directory, ReplicaLink
+from metadata.quorum import QuorumRule
+from metadata.records import LogRecord, Segment
+from sequencer.config import WATCH_EVERY_S, SequencerConfig
+from sequencer.core import InFlight, LogletSequencer
+from sequencer.find_tail import FindTailRounds
+from sequencer.history import HistoryScanner, LogHistory
+from sequencer.link import Directory
+from sequencer.loglets import ActiveLoglet, FutureTicket, MovedOn, Ticket, Timed
 from sequencer.metrics import SequencerMetrics
-from sequencer.session import BATCH_COST_BYTES_MIN, AppendSession, SessionStream
-from sharedlog.batch import PLACEMENT_BYTES, check_batch
+from sequencer.moves import KnownChain, KnownChains, end_of
+from sequencer.opening import Openings, producer_of
+from sequencer.producers import (
+    REMEMBERED_MAX,
+    IdleProducers,
+    ProducerSession,
+    ProducerTable,
+    Remembered,
+)
+from sequencer.replication import Replication
+from sequencer.session import AppendSession, SessionStream
+from sequencer.watch import Watch
+from sharedlog.batch import NO_PRODUCER, check_batch
 from sharedlog.clock import Clock
 from sharedlog.errors import (
     AppendIndefinite,
     DeadlineExceeded,
+    InvalidArgument,
     LogUnavailable,
-    NotSequencer,
     Overloaded,
-    Sealed,
     SharedLogError,
-    WrongSequencer,
 )
-from sharedlog.ids import LogletId, NodeId, Offset, SequencerId, StorageId
+from sharedlog.ids import LogId, LogletId, NodeId, Offset, SequencerId
+from sharedlog.limits import BATCH_BYTES_MAX
 from sharedlog.rpc.transport import Transport
+from sharedlog.v1 import log_pb2, types_pb2
+
+log = logging.getLogger(__name__)
 
 
-class Ticket(Protocol):
-    """Who waits for a batch."""
+class SequencerListener(Protocol):
+    """Whom the sequencer tells what it can't mend by itself. Must not raise, nor wait."""
 
-    def committed(self, batch: InFlight) -> None:
-        """The batch is on a write quorum."""
+    def on_sealed(self, name: str, loglet: LogletId) -> None:
+        """A log server has sealed the loglet, and the chain is not known to have moved.
+
+        Said again every `move_wait_s` while that is so: nothing else here would bring it on.
+        """
         ...
 
-    def failed(self, error: SharedLogError) -> None:
-        """The batch ended with this error."""
+    def on_replicas_away(self, name: str, loglet: LogletId, node_ids: Sequence[NodeId]) -> None:
+        """These log servers keep the log from committing, or were skipped for long."""
         ...
 
 
@@ -76,33 +97,8 @@ class SequencerStatus:
     logs: int
     in_flight_bytes: int
     lagging: Mapping[LogletId, Sequence[NodeId]]  # only loglets that have such replicas
-
-
-@dataclass(slots=True, eq=False)
-class _Active:
-    """A loglet that this process orders."""
-
-    name: str
-    core: LogletSequencer
-    rounds: FindTailRounds
-    links: Sequence[ReplicaLink]
-    # Replicas that refused a store: not tried again before a pause is over.
-    paused: set[int] = field(default_factory=set)
-
-
-class _FutureTicket:
-    __slots__ = ("_future",)
-
-    def __init__(self, future: asyncio.Future[InFlight]) -> None:
-        self._future = future
-
-    def committed(self, batch: InFlight) -> None:
-        if not self._future.done():
-            self._future.set_result(batch)
-
-    def failed(self, error: SharedLogError) -> None:
-        if not self._future.done():
-            self._future.set_exception(error)
+    sealed: int = 0  # logs that have ended here, and nobody knows yet who orders them now
+    moved: int = 0  # times that a log's chain has left a loglet of this process behind
 
 
 class Sequencer:
@@ -118,77 +114,107 @@ class Sequencer:
         random: Random,
         config: SequencerConfig,
         metrics: SequencerMetrics,
+        listener: SequencerListener | None = None,
+        history: HistoryScanner | None = None,
     ) -> None:
         config.validate()
         self.me = me
-        self._transport = transport
+        self.listener = listener  # may be set later, before `run`
         self._directory = directory
         self._clock = clock
         self._random = random
         self._config = config
         self._metrics = metrics
-        self._active: dict[LogletId, _Active] = {}
-        self._links: dict[tuple[NodeId, StorageId], ReplicaLink] = {}
-        self._tasks: asyncio.TaskGroup | None = None
-        self._in_flight_bytes = 0
-        self._room: asyncio.Future[None] | None = None
+        self._active: dict[LogletId, ActiveLoglet] = {}
+        self._of_log: dict[LogId, list[ActiveLoglet]] = {}  # the same, by log
+        self._chains = KnownChains(me)
+        self._idle_producers = IdleProducers(config.producers_max)
+        self._watch = Watch(config)
+        self._replication = Replication(
+            me=me,
+            transport=transport,
+            directory=directory,
+            clock=clock,
+            random=random,
+            config=config,
+            metrics=metrics,
+            on_ended=self._on_ended,
+        )
+        if history is None:
+            history = LogHistory(
+                transport=transport,
+                directory=directory,
+                clock=clock,
+                random=random,
+                own=me.node_id,
+            )
+        self._openings = Openings(history=history, config=config, metrics=metrics)
+        self._moved = 0
         self._draining = False
+        self._stopped = False
 
     async def run(self) -> None:
         """Own the links' tasks, until cancelled; what is in flight then is indefinite."""
-        async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
-            for link in self._links.values():
-                self._start(tasks, link)
-            await asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._replication.start(tasks)
+                while True:
+                    await self._clock.sleep(WATCH_EVERY_S * (1 + 0.2 * self._random.random()))
+                    self._look_around()
+        finally:
+            self._stopped = True
+            for active in self._active.values():
+                active.stop_gate_timer()
 
     def check_owner(self, record: LogRecord) -> Segment:
-        """The log's open segment, if this process, in this life, orders it.
+        """The log's open segment, if this process, in this life, orders it as far as is known.
 
         Raises:
             NotSequencer: another node does.
-            LogUnavailable: an older life of this node did, or the segment has ended.
+            LogUnavailable: an older life of this node did, or the node is shutting down.
         """
-        segment = record.open_segment
-        owner = segment.sequencer
-        if owner.node_id != self.me.node_id:
-            raise NotSequencer(
-                f"log {record.name} is ordered by {owner.node_id}, not {self.me.node_id}",
-                sequencer_node_id=owner.node_id,
-            )
-        if owner != self.me:
-            raise LogUnavailable(
-                f"log {record.name} takes no appends: its sequencer, {owner.node_id} in life "
-                f"{owner.generation}, is gone (the node is in life {self.me.generation}); "
-                "reads go on"
-            )
-        active = self._active.get(record.loglet(segment))
-        if active is not None and active.core.ended is not None:
-            raise LogUnavailable(f"log {record.name} takes no appends: {active.core.ended}")
+        segment = self._chains.owned(self._chains.newest(record, 0).record)
         if self._draining:
             raise LogUnavailable(f"node {self.me.node_id} is shutting down")
         return segment
 
-    async def serve_session(self, stream: SessionStream, record: LogRecord) -> None:
-        """Serve an append session whose open message was received, until the client ends it.
+    # Appends and tails.
+
+    async def serve_session(
+        self,
+        stream: SessionStream,
+        record: LogRecord,
+        opening: log_pb2.AppendSessionOpen | None = None,
+        *,
+        chain_version: int = 0,
+    ) -> None:
+        """Serve an append session whose open message was received, until its end.
+
+        That is when the client ends it; or, well and with `moved` as the last message, when
+        another process orders the log.
 
         Raises:
-            NotSequencer, LogUnavailable: see `check_owner`.
+            NotSequencer, LogUnavailable: see `check_owner`; or the log is held for too long, or
+            could not be searched for batches that the session repeats.
+            ProducerFenced: a newer session or epoch of the producer is known.
             Overloaded: too much is in flight.
         """
-        self.check_owner(record)
         self._check_load()
-        session = AppendSession(
-            stream,
-            me=self.me,
-            bytes_max=self._config.session_bytes_max,
-            submit=lambda batch, slot: self._submit(record, batch, slot),
-            wait_for_room=self._wait_for_room,
-        )
-        await session.run()
+
+        async def admitting() -> tuple[ActiveLoglet, KnownChain]:
+            return await self._admitting(record, chain_version, self._config.move_wait_s)
+
+        producer = producer_of(opening) if opening is not None else None
+        if opening is None or producer is None:
+            active, chain = await admitting()
+            await self._run_session(stream, active, chain, None)
+            return
+        claim = self._openings.claim(producer, admitting, resolve_segment=opening.resolve_segment)
+        async with claim as (active, chain, claimed):
+            await self._run_session(stream, active, chain, claimed)
 
     async def append(self, record: LogRecord, batch: bytes, *, timeout_s: float) -> AppendedBatch:
-        """Append one batch; returns once it is committed.
+        """Append one batch of no producer; returns once it is committed.
 
         Raises:
             NotSequencer, LogUnavailable, Overloaded, CorruptBatch, InvalidArgument: not appended.
@@ -197,43 +223,48 @@ class Sequencer:
         **Cancellation:** stops the wait, not the write: the batch may still commit.
         """
         self._check_load()
-        future: asyncio.Future[InFlight] = asyncio.get_running_loop().create_future()
-        self._submit(record, batch, _FutureTicket(future))
-        try:
-            async with asyncio.timeout(timeout_s):
-                done = await future
-        except TimeoutError as error:
-            raise AppendIndefinite(
-                f"log {record.name}: no write quorum within {timeout_s:g} s; "
-                "the append may yet be committed"
-            ) from error
-        return AppendedBatch(done.first, done.end, done.timestamp_ms)
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        while True:
+            left_s = deadline_s - self._clock.monotonic_s()
+            active, _ = await self._admitting(record, 0, left_s)
+            future: asyncio.Future[InFlight | Remembered] = (
+                asyncio.get_running_loop().create_future()
+            )
+            self._submit(active, None, batch, FutureTicket(future))
+            try:
+                async with asyncio.timeout(deadline_s - self._clock.monotonic_s()):
+                    done = await future
+            except MovedOn:
+                continue
+            except TimeoutError as error:
+                raise AppendIndefinite(
+                    f"log {record.name}: no write quorum within {timeout_s:g} s; "
+                    "the append may yet be committed"
+                ) from error
+            return AppendedBatch(done.first, done.end, done.timestamp_ms)
 
     async def find_tail(self, record: LogRecord, *, timeout_s: float = 10.0) -> Offset:
         """The tail, linearizable; see `find_tail.py`.
 
         Raises:
-            NotSequencer, LogUnavailable: see `check_owner`; also if the segment ends meanwhile.
+            NotSequencer, LogUnavailable: see `check_owner`.
             DeadlineExceeded: no write quorum answered in time.
 
         **Cancellation:** safe.
         """
-        active = self._activate(record, self.check_owner(record))
-        caller: asyncio.Future[Offset] = asyncio.get_running_loop().create_future()
-        effects = active.rounds.on_find_tail(caller, active.core.committed_tail)
-        # The servers must know the loglet before they can say whether it is sealed.
-        self._bring_into_step(active)
-        self._apply_tail(active, effects)
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await caller
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"log {record.name}: no write quorum confirmed the tail within {timeout_s:g} s"
-            ) from error
-        finally:
-            committed = active.core.committed_tail
-            self._apply_tail(active, active.rounds.on_withdrawn(caller, committed))
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        while True:
+            left_s = deadline_s - self._clock.monotonic_s()
+            active, _ = await self._admitting(record, 0, left_s)
+            try:
+                async with asyncio.timeout(deadline_s - self._clock.monotonic_s()):
+                    return await self._find_tail(active)
+            except MovedOn:
+                continue
+            except TimeoutError as error:
+                raise DeadlineExceeded(
+                    f"log {record.name}: no write quorum confirmed the tail within {timeout_s:g} s"
+                ) from error
 
     def committed_tail(self, loglet: LogletId) -> Offset | None:
         """What this process knows to be committed; None if the loglet is not active."""
@@ -242,271 +273,295 @@ class Sequencer:
 
     def status(self) -> SequencerStatus:
         """What this process orders and which replicas lag."""
+        owned = [active for active in self._active.values() if active.core.ended is None]
         lagging = {
-            loglet: [active.links[replica].replica.node_id for replica in replicas]
-            for loglet, active in self._active.items()
+            active.loglet: [active.links[replica].replica.node_id for replica in replicas]
+            for active in owned
             if (replicas := active.core.lagging())
         }
-        return SequencerStatus(len(self._active), self._in_flight_bytes, lagging)
+        return SequencerStatus(
+            logs=len(owned),
+            in_flight_bytes=self._replication.in_flight_bytes,
+            lagging=lagging,
+            sealed=len(self._active) - len(owned),
+            moved=self._moved,
+        )
+
+    # Moves.
+
+    async def prepare_move(self, record: LogRecord, *, timeout_s: float) -> tuple[bool, Offset]:
+        """Admit nothing more of the log, and wait, at most so long, for what is in flight.
+
+        Returns whether all of it was committed, and the committed tail. Sessions stay open and are
+        not read; whoever else comes waits. That ends with `on_chain`, `resume`, or by itself after
+        `move_wait_s`.
+
+        Raises:
+            NotSequencer, LogUnavailable: see `check_owner`.
+
+        **Cancellation:** ends the wait; the log is held as if it had returned.
+        """
+        active, _ = self._activate(record, 0)
+        core = active.core
+        if core.ended is not None:
+            return False, core.committed_tail
+        active.close_gate()
+        active.stop_gate_timer()
+        loop = asyncio.get_running_loop()
+        wait_s = self._config.move_wait_s
+        active.gate_timer = loop.call_later(wait_s, self._resume_unasked, active)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while core.in_flight:
+                    await active.wait_progress()
+        except TimeoutError:
+            return False, core.committed_tail
+        return core.ended is None, core.committed_tail
+
+    def resume(self, loglet: LogletId) -> None:
+        """The announced move did not happen: admit again. No harm if there was none."""
+        active = self._active.get(loglet)
+        if active is not None and active.core.ended is None:
+            active.open_gate()
+
+    def on_chain(self, record: LogRecord, version: int) -> None:
+        """This is the log's chain. Cheap, and may be told of any log, any number of times."""
+        self._chains.learn(record, version)
+        for active in list(self._of_log.get(record.log_id, ())):
+            if active.segment.index < record.open_segment.index:
+                self._leave(active, KnownChain(record, version))
 
     async def drain(self, *, timeout_s: float) -> None:
         """Admit nothing more and wait, at most so long, for what is in flight."""
         self._draining = True
+        over = LogUnavailable(f"node {self.me.node_id} is shutting down")
+        for active in self._active.values():
+            for session in active.sessions:
+                session.end(over, flush=True)
         deadline_s = self._clock.monotonic_s() + timeout_s
-        while self._in_flight_bytes and self._clock.monotonic_s() < deadline_s:
+        while self._replication.in_flight_bytes and self._clock.monotonic_s() < deadline_s:
             await self._clock.sleep(0.005)
 
-    def _check_load(self) -> None:
-        if self._in_flight_bytes >= self._config.in_flight_bytes_max:
-            raise Overloaded(
-                f"node {self.me.node_id} has {self._in_flight_bytes:,} bytes of appends in flight",
-                retry_after_s=self._config.overloaded_retry_s,
-            )
+    def _resume_unasked(self, active: ActiveLoglet) -> None:
+        active.gate_timer = None
+        if active.core.ended is None:
+            extra = {"log": active.name, "loglet": str(active.loglet)}
+            log.warning("sequencer.move_abandoned", extra=extra)
+            active.open_gate()
 
-    def _wait_for_room(self) -> asyncio.Future[None] | None:
-        if self._in_flight_bytes < self._config.in_flight_bytes_max:
-            return None
-        if self._room is None or self._room.done():
-            self._room = asyncio.get_running_loop().create_future()
-        return self._room
+    def _on_ended(self, active: ActiveLoglet, reason: SharedLogError) -> None:
+        """A replica says that the loglet is over; the chain is not known to have moved."""
+        extra = {"log": active.name, "loglet": str(active.loglet), "reason": str(reason)}
+        log.info("sequencer.sealed", extra=extra)
+        self._metrics.sealed.inc()
+        self._replication.finish(active, active.core.on_ended(reason))
+        self._send_away(active)
+        active.close_gate()
+        self._ask_for_chain(active)
 
-    def _submit(self, record: LogRecord, batch: bytes, ticket: Ticket) -> None:
-        try:
-            segment = self.check_owner(record)
-            header = check_batch(batch)
-        except SharedLogError as error:
-            self._metrics.rejected.labels(type(error).__name__).inc()
-            raise
-        active = self._activate(record, segment)
-        entry = _Timed(ticket, self._clock.monotonic_s())
-        effects = active.core.on_append(header, batch, entry, self._clock.now_ms())
-        self._in_flight_bytes += max(len(batch), BATCH_COST_BYTES_MIN)
-        self._apply(active, effects)
-        self._bring_into_step(active)
-
-    def _activate(self, record: LogRecord, segment: Segment) -> _Active:
-        loglet = record.loglet(segment)
-        active = self._active.get(loglet)
-        if active is None:
-            core = LogletSequencer(
-                loglet,
-                base=segment.base,
-                replicas=len(segment.nodeset),
-                write_quorum=segment.write_quorum,
-            )
-            rounds = FindTailRounds(len(segment.nodeset), segment.write_quorum)
-            links = [self._link(replica) for replica in segment.nodeset]
-            active = self._active[loglet] = _Active(record.name, core, rounds, links)
-        return active
-
-    def _link(self, replica: Replica) -> ReplicaLink:
-        key = (replica.node_id, replica.storage_id)
-        link = self._links.get(key)
-        if link is None:
-            link = ReplicaLink(
-                replica,
-                me=self.me,
-                transport=self._transport,
-                directory=self._directory,
-                clock=self._clock,
-                random=self._random,
-                config=self._config,
-                metrics=self._metrics,
-                listener=self,
-            )
-            self._links[key] = link
-            if self._tasks is not None:
-                self._start(self._tasks, link)
-        return link
-
-    def _start(self, tasks: asyncio.TaskGroup, link: ReplicaLink) -> None:
-        tasks.create_task(link.run(), name=f"link-{link.replica.node_id}")
-
-    # What the links tell.
-
-    def on_link_up(self, link: ReplicaLink) -> None:
-        """Bring those logs into step that have something in flight or a tail to find.
-
-        A server that has started again has forgotten the tail of the others, too: should no append
-        follow, it would never serve what was committed last.
-        """
-        for active, replica in self._members(link):
-            core = active.core
-            effects = active.rounds.on_link_ready(replica)
-            if core.in_flight or effects:
-                self._bring_into_step(active)
-            elif core.committed_tail > core.base:
-                link.publish(core.loglet, core.committed_tail)
-            self._apply_tail(active, effects)
-
-    def on_link_down(self, link: ReplicaLink) -> None:
-        """Every log on the link is out of step."""
-        for active, replica in self._members(link):
-            self._out_of_step(active, replica)
-
-    def on_link_room(self, link: ReplicaLink) -> None:
-        """Bring those logs back into step that were skipped."""
-        for active, replica in self._members(link):
-            if active.core.in_flight and not active.core.in_step(replica):
-                self._bring_into_step(active)
-
-    def on_response(self, link: ReplicaLink, response: StoreResponse) -> None:
-        """Stored ranges, refusals, confirmations."""
-        for stored in response.stored:
-            active = self._active.get(stored.loglet)
-            if active is not None:
-                replica = active.links.index(link)
-                self._apply(active, active.core.on_stored(replica, stored.first, stored.end))
-        for refused in response.refused:
-            self._on_refused(link, refused)
-        for confirmed in response.confirmed:
-            self._on_confirmed(link, confirmed)
-
-    def _on_refused(self, link: ReplicaLink, refused: StoreRefused) -> None:
-        active = self._active.get(refused.loglet)
-        if active is None:
+    def _ask_for_chain(self, active: ActiveLoglet) -> None:
+        """Have the chain moved on, and ask again should that take longer than anyone waits."""
+        active.stop_gate_timer()
+        if self._stopped:
             return
-        if isinstance(refused.error, Sealed | WrongSequencer):
-            self._end(active, refused.error)
-            return
-        replica = active.links.index(link)
-        self._out_of_step(active, replica)
-        if replica not in active.paused:
-            active.paused.add(replica)
-            loop = asyncio.get_running_loop()
-            loop.call_later(self._config.refused_retry_s, self._on_pause_over, active, replica)
+        loop = asyncio.get_running_loop()
+        active.gate_timer = loop.call_later(self._config.move_wait_s, self._give_up, active)
+        if self.listener is not None:
+            self.listener.on_sealed(active.name, active.loglet)
 
-    def _on_pause_over(self, active: _Active, replica: int) -> None:
-        active.paused.discard(replica)
-        if active.core.in_flight:
-            self._bring_into_step(active)
+    def _give_up(self, active: ActiveLoglet) -> None:
+        """The sessions have waited long enough to hear where the log has gone."""
+        error = LogUnavailable(f"log {active.name} takes no appends: {active.core.ended}")
+        for session in active.sessions:
+            session.end(error)
+        self._ask_for_chain(active)
 
-    def _on_confirmed(self, link: ReplicaLink, confirmed: Confirmed) -> None:
-        active = self._active.get(confirmed.loglet)
-        if active is None:
-            return
-        if confirmed.sealed:
-            self._end(active, Sealed(f"loglet {confirmed.loglet} is sealed"))
-            return
-        effects = active.rounds.on_unsealed(
-            active.links.index(link), confirmed.round_id, active.core.committed_tail
+    def _leave(self, active: ActiveLoglet, chain: KnownChain) -> None:
+        """The chain has moved on: everybody is told, and the loglet is never taken up again."""
+        now = chain.record.open_segment
+        reason = LogUnavailable(f"log {active.name} is ordered by {now.sequencer}")
+        end = end_of(chain.record, active.segment)
+        core = active.core
+        effects = core.on_ended(reason) if end is None else core.on_closed(end, reason)
+        self._replication.finish(active, effects)
+        self._send_away(active)
+        active.left = True
+        active.producers.drop_all()
+        del self._active[active.loglet]
+        of_log = self._of_log[chain.record.log_id]
+        of_log.remove(active)
+        if not of_log:
+            del self._of_log[chain.record.log_id]
+        self._moved += 1
+        self._metrics.moved.inc()
+        node = self._directory(now.sequencer.node_id)
+        moved = log_pb2.SessionMoved(
+            sequencer=_sequencer_id(now.sequencer),
+            address=node.address if node is not None else "",
+            chain_version=chain.version,
         )
-        self._apply_tail(active, effects)
+        for session in active.sessions:
+            session.end_moved(moved)
+        active.open_gate()
+        extra = {"log": active.name, "loglet": str(active.loglet), "to": str(now.sequencer)}
+        log.info("sequencer.moved", extra=extra)
 
-    def _end(self, active: _Active, reason: SharedLogError) -> None:
-        self._apply(active, active.core.on_ended(reason))
-        for link in active.links:
-            link.forget(active.core.loglet)
+    def _send_away(self, active: ActiveLoglet) -> None:
+        """Callers for the tail ask again: they wait at the gate, or go where the log has gone."""
         for caller in active.rounds.drop_all():
             assert isinstance(caller, asyncio.Future)
             if not caller.done():
-                caller.set_exception(
-                    LogUnavailable(f"log {active.name}: its segment ended: {reason}")
-                )
+                caller.set_exception(MovedOn("the loglet is over"))
 
-    def _members(self, link: ReplicaLink) -> Iterable[tuple[_Active, int]]:
-        for active in list(self._active.values()):
-            if link in active.links and active.core.ended is None:
-                yield active, active.links.index(link)
+    # Within.
 
-    # Effects.
+    async def _admitting(
+        self, record: LogRecord, version: int, timeout_s: float
+    ) -> tuple[ActiveLoglet, KnownChain]:
+        """The log's loglet, once it admits, wherever its chain has gone by then.
 
-    def _bring_into_step(self, active: _Active) -> None:
-        core = active.core
-        for replica, link in enumerate(active.links):
-            if not core.in_step(replica) and link.ready and replica not in active.paused:
-                self._apply(active, core.on_ready(replica))
+        Raises:
+            NotSequencer, LogUnavailable: see `check_owner`; or it was held for all that time.
+        """
+        active, chain = self._activate(record, version)
+        if active.gate is None:
+            return active, chain
+        try:
+            async with asyncio.timeout(timeout_s):
+                while active.gate is not None:
+                    await asyncio.shield(active.gate)
+                    active, chain = self._activate(record, version)
+        except TimeoutError as error:
+            why = active.core.ended or "it is about to be moved"
+            raise LogUnavailable(f"log {record.name} takes no appends: {why}") from error
+        return active, chain
 
-    def _out_of_step(self, active: _Active, replica: int) -> None:
-        if active.core.in_step(replica):
-            node = active.links[replica].replica.node_id
-            self._metrics.replica_skips.labels(node).inc()
-            active.core.on_out_of_step(replica)
-
-    def _apply(self, active: _Active, effects: Sequence[Effect]) -> None:
-        loglet = active.core.loglet
-        for effect in effects:
-            match effect:
-                case StoreBatch(replicas, batch):
-                    for replica in replicas:
-                        if not active.links[replica].offer(loglet, batch):
-                            self._out_of_step(active, replica)
-                case ResumeReplica(replica, committed, batches):
-                    self._resume(active, replica, committed, batches)
-                case Acknowledge(batches):
-                    self._acknowledge(batches)
-                case PublishTail(replicas, committed):
-                    for replica in replicas:
-                        active.links[replica].publish(loglet, committed)
-                case FailAppends(batches, error):
-                    self._fail(batches, error)
-                case _:
-                    assert_never(effect)
-
-    def _apply_tail(self, active: _Active, effects: Sequence[FindTailEffect]) -> None:
-        for effect in effects:
-            match effect:
-                case AskUnsealed(round_id, replicas):
-                    for replica in replicas:
-                        if active.links[replica].up:
-                            active.links[replica].confirm(active.core.loglet, round_id)
-                case AnswerTail(callers, tail):
-                    for caller in callers:
-                        assert isinstance(caller, asyncio.Future)
-                        if not caller.done():
-                            caller.set_result(tail)
-                case _:
-                    assert_never(effect)
-
-    def _resume(
-        self, active: _Active, replica: int, committed: Offset, batches: Sequence[InFlight]
-    ) -> None:
-        loglet, link = active.core.loglet, active.links[replica]
-        link.open(loglet, active.core.base)
-        link.publish(loglet, committed)
-        for batch in batches:
-            if not link.offer(loglet, batch):
-                self._out_of_step(active, replica)
-                return
-
-    def _acknowledge(self, batches: Sequence[InFlight]) -> None:
-        metrics = self._metrics
-        now_s = self._clock.monotonic_s()
-        records = size = 0
-        for batch in batches:
-            timed = batch.ticket
-            assert isinstance(timed, _Timed)
-            timed.ticket.committed(batch)
-            metrics.commit_seconds.observe(now_s - timed.admitted_s)
-            records += batch.end - batch.first
-            size += len(batch.placed)
-        metrics.batches.inc(len(batches))
-        metrics.records.inc(records)
-        metrics.bytes.inc(size)
-        self._released(batches)
-
-    def _fail(self, batches: Sequence[InFlight], error: AppendIndefinite) -> None:
-        self._metrics.indefinite.inc(len(batches))
-        for batch in batches:
-            assert isinstance(batch.ticket, _Timed)
-            batch.ticket.ticket.failed(error)
-        self._released(batches)
-
-    def _released(self, batches: Sequence[InFlight]) -> None:
-        self._in_flight_bytes -= sum(
-            max(len(batch.placed) - PLACEMENT_BYTES, BATCH_COST_BYTES_MIN) for batch in batches
+    def _activate(self, record: LogRecord, version: int) -> tuple[ActiveLoglet, KnownChain]:
+        self.check_owner(record)
+        chain = self._chains.newest(record, version)
+        segment = chain.record.open_segment
+        loglet = chain.record.loglet(segment)
+        active = self._active.get(loglet)
+        if active is not None:
+            return active, chain
+        if self._of_log.get(record.log_id):
+            self.on_chain(chain.record, chain.version)  # a caller brought the news
+        self._chains.learn(chain.record, chain.version, ordered=True)
+        rule = QuorumRule.of(segment)
+        active = ActiveLoglet(
+            chain.record.name,
+            segment,
+            LogletSequencer(
+                loglet, base=segment.base, rule=rule, last_timestamp_ms=segment.timestamp_ms
+            ),
+            FindTailRounds(rule),
+            ProducerTable(segment.base, self._idle_producers),
         )
-        self._metrics.in_flight_bytes.set(self._in_flight_bytes)
-        room = self._room
-        if room is not None and self._in_flight_bytes < self._config.in_flight_bytes_max:
-            self._room = None
-            if not room.done():
-                room.set_result(None)
+        self._active[loglet] = active
+        self._of_log.setdefault(record.log_id, []).append(active)
+        self._replication.attach(active, segment.nodeset)
+        return active, chain
+
+    async def _run_session(
+        self,
+        stream: SessionStream,
+        active: ActiveLoglet,
+        chain: KnownChain,
+        claimed: ProducerSession | None,
+    ) -> None:
+        opened = log_pb2.AppendSessionOpened(
+            sequencer=_sequencer_id(self.me),
+            batch_bytes_max=BATCH_BYTES_MAX,
+            in_flight_bytes_max=self._config.session_bytes_max,
+            in_flight_batches_max=REMEMBERED_MAX,
+            # Not the next offset: should the segment end below it, a batch of this session that is
+            # sent again may lie lower, in the next segment; but never below what is committed.
+            floor=active.core.committed_tail,
+            chain_version=chain.version,
+            segment_index=active.segment.index,
+        )
+        session = AppendSession(
+            stream,
+            opened=opened,
+            submit=lambda batch, slot: self._submit(active, claimed, batch, slot),
+            gate=lambda: active.gate,
+            wait_for_room=self._replication.wait_for_room,
+        )
+        if claimed is not None:
+            claimed.owner = session
+        active.sessions[session] = None
+        try:
+            await session.run()
+        finally:
+            active.remove(session)
+
+    def _submit(
+        self, active: ActiveLoglet, claimed: ProducerSession | None, batch: bytes, ticket: Ticket
+    ) -> None:
+        """Admit a batch, or refuse it. Whoever submits has looked at the gate."""
+        try:
+            header = check_batch(batch)
+            if claimed is not None:
+                place = active.producers.check(claimed, header.producer)
+                if place is not None:
+                    self._repeated(active, place, ticket)
+                    return
+            elif header.producer is not NO_PRODUCER:
+                raise InvalidArgument("the batch has a producer, which its session has not said")
+        except SharedLogError as error:
+            self._metrics.rejected.labels(type(error).__name__).inc()
+            if claimed is not None:
+                claimed.refused = True
+            raise
+        core, now_s = active.core, self._clock.monotonic_s()
+        first = core.next_offset
+        effects = core.on_append(header, batch, Timed(ticket, now_s), self._clock.now_ms())
+        if claimed is not None:
+            active.producers.admitted(claimed, first, core.next_offset, core.last_timestamp_ms)
+        active.traffic_s = now_s
+        if not active.watched:
+            self._watch.add(active)
+        self._replication.admitted(batch)
+        self._replication.apply(active, effects)
+        self._replication.bring_into_step(active)
+
+    def _repeated(self, active: ActiveLoglet, place: Remembered, ticket: Ticket) -> None:
+        """Answer a batch that has its place, but never before it is committed."""
+        self._metrics.repeated.inc()
+        if place.end <= active.core.committed_tail:
+            ticket.committed(place)
+        else:
+            active.repeated.setdefault(place.first, []).append(ticket)
+
+    async def _find_tail(self, active: ActiveLoglet) -> Offset:
+        replication, rounds, core = self._replication, active.rounds, active.core
+        caller: asyncio.Future[Offset] = asyncio.get_running_loop().create_future()
+        effects = rounds.on_find_tail(caller, core.committed_tail)
+        # The servers must know the loglet before they can say whether it is sealed.
+        replication.bring_into_step(active)
+        replication.apply_tail(active, effects)
+        try:
+            return await caller
+        finally:
+            replication.apply_tail(active, rounds.on_withdrawn(caller, core.committed_tail))
+
+    def _check_load(self) -> None:
+        if self._replication.in_flight_bytes >= self._config.in_flight_bytes_max:
+            raise Overloaded(
+                f"node {self.me.node_id} has {self._replication.in_flight_bytes:,} bytes of "
+                "appends in flight",
+                retry_after_s=self._config.overloaded_retry_s,
+            )
+
+    def _look_around(self) -> None:
+        """What nothing else would notice: time that passes without progress."""
+        for active, nodes in self._watch.find_away(self._clock.monotonic_s()):
+            extra = {"log": active.name, "loglet": str(active.loglet), "nodes": nodes}
+            log.info("sequencer.replicas_away", extra=extra)
+            if self.listener is not None:
+                self.listener.on_replicas_away(active.name, active.loglet, nodes)
+        self._replication.close_idle()
 
 
-@dataclass(slots=True)
-class _Timed:
-    """A ticket and when its batch was admitted, monotonic seconds."""
-
-    ticket: Ticket
-    admitted_s: float
+def _sequencer_id(sequencer: SequencerId) -> types_pb2.SequencerId:
+    return types_pb2.SequencerId(node_id=sequencer.node_id, generation=sequencer.generation)

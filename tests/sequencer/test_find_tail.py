@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from metadata.quorum import QuorumRule
 from sequencer.find_tail import AnswerTail, AskUnsealed, FindTailRounds
 from sharedlog.ids import Offset
 
 
 def test_the_answer_is_the_tail_noted_before_anybody_was_asked() -> None:
     """DESIGN §5: noted first, then confirmed by a write quorum."""
-    rounds = FindTailRounds(3, 2)
+    rounds = FindTailRounds(QuorumRule(3, 2))
     (ask,) = rounds.on_find_tail("a", Offset(5))
     assert isinstance(ask, AskUnsealed)
     assert list(ask.replicas) == [0, 1, 2]
@@ -18,7 +19,7 @@ def test_the_answer_is_the_tail_noted_before_anybody_was_asked() -> None:
 
 def test_a_seal_quorum_is_not_enough_when_it_is_smaller() -> None:
     """DESIGN §5: two seal quorums need not meet; 3/3 has seal quorums of one."""
-    rounds = FindTailRounds(3, 3)
+    rounds = FindTailRounds(QuorumRule(3, 3))
     (ask,) = rounds.on_find_tail("a", Offset(5))
     assert isinstance(ask, AskUnsealed)
     assert rounds.on_unsealed(0, ask.round_id, Offset(5)) == []
@@ -28,7 +29,7 @@ def test_a_seal_quorum_is_not_enough_when_it_is_smaller() -> None:
 
 def test_who_comes_while_a_round_runs_waits_for_the_next() -> None:
     """DESIGN §5: joining a running round would hand out a tail noted before the caller asked."""
-    rounds = FindTailRounds(3, 2)
+    rounds = FindTailRounds(QuorumRule(3, 2))
     (ask,) = rounds.on_find_tail("a", Offset(5))
     assert isinstance(ask, AskUnsealed)
     assert rounds.on_find_tail("b", Offset(8)) == []
@@ -43,7 +44,7 @@ def test_who_comes_while_a_round_runs_waits_for_the_next() -> None:
 
 
 def test_answers_of_an_older_round_count_nothing() -> None:
-    rounds = FindTailRounds(3, 2)
+    rounds = FindTailRounds(QuorumRule(3, 2))
     (ask,) = rounds.on_find_tail("a", Offset(5))
     assert isinstance(ask, AskUnsealed)
     rounds.on_unsealed(0, ask.round_id, Offset(5))
@@ -55,7 +56,7 @@ def test_answers_of_an_older_round_count_nothing() -> None:
 
 
 def test_one_replica_that_answers_twice_counts_once() -> None:
-    rounds = FindTailRounds(3, 2)
+    rounds = FindTailRounds(QuorumRule(3, 2))
     (ask,) = rounds.on_find_tail("a", Offset(5))
     assert isinstance(ask, AskUnsealed)
     assert rounds.on_unsealed(1, ask.round_id, Offset(5)) == []
@@ -63,7 +64,7 @@ def test_one_replica_that_answers_twice_counts_once() -> None:
 
 
 def test_a_new_stream_is_asked_again_unless_it_has_answered() -> None:
-    rounds = FindTailRounds(3, 2)
+    rounds = FindTailRounds(QuorumRule(3, 2))
     assert rounds.on_link_ready(0) == []
     (ask,) = rounds.on_find_tail("a", Offset(5))
     assert isinstance(ask, AskUnsealed)
@@ -73,7 +74,7 @@ def test_a_new_stream_is_asked_again_unless_it_has_answered() -> None:
 
 
 def test_when_the_loglet_is_over_every_caller_is_handed_back() -> None:
-    rounds = FindTailRounds(3, 2)
+    rounds = FindTailRounds(QuorumRule(3, 2))
     rounds.on_find_tail("a", Offset(5))
     rounds.on_find_tail("b", Offset(5))
     assert rounds.drop_all() == ["a", "b"]
@@ -82,7 +83,7 @@ def test_when_the_loglet_is_over_every_caller_is_handed_back() -> None:
 
 def test_callers_that_wait_are_served_though_the_running_ones_gave_up() -> None:
     """A round whose callers have all gone away makes room for the next at once."""
-    rounds = FindTailRounds(3, 2)
+    rounds = FindTailRounds(QuorumRule(3, 2))
     rounds.on_find_tail("a", Offset(5))
     assert rounds.on_find_tail("b", Offset(6)) == []
     (ask,) = rounds.on_withdrawn("a", Offset(7))

@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metadata.quorum import QuorumRule
+from metadata.records import Replica
 from sequencer.core import (
     Acknowledge,
+    DropAppends,
     Effect,
     FailAppends,
     LogletSequencer,
@@ -17,13 +20,13 @@ from sequencer.core import (
 )
 from sharedlog.batch import check_batch, check_placed, encode_records
 from sharedlog.errors import AppendIndefinite, ProtocolError, Sealed
-from sharedlog.ids import LogId, LogletId, Offset
+from sharedlog.ids import LogId, LogletId, NodeId, Offset, StorageId
 
 LOGLET = LogletId(LogId(7), 0)
 
 
 def make_core(*, replicas: int = 3, write_quorum: int = 2, base: int = 0) -> LogletSequencer:
-    return LogletSequencer(LOGLET, base=Offset(base), replicas=replicas, write_quorum=write_quorum)
+    return LogletSequencer(LOGLET, base=Offset(base), rule=QuorumRule(replicas, write_quorum))
 
 
 def append(
@@ -129,6 +132,61 @@ def test_sealed_ends_everything_in_flight_as_indefinite() -> None:
     assert stored(core, 1, 0, 1) == [], "a late ack is not passed on"
     assert core.on_ended(Sealed("again")) == []
     assert core.on_ready(1) == []
+
+
+def test_the_chains_end_tells_what_became_of_everything_in_flight() -> None:
+    """DESIGN §4 point 7: definite failure if the chain says that the segment ends below; and below
+    the end a batch is in the log, for its offsets were given to no other.
+    """
+    core = all_ready(make_core())
+    for ticket in "abcd":
+        append(core, ticket=ticket)
+    stored(core, 0, 0, 1)
+    stored(core, 1, 0, 1)
+    done, dropped = core.on_closed(Offset(3), Sealed("moved"))
+    assert isinstance(done, Acknowledge)
+    assert [batch.ticket for batch in done.batches] == ["b", "c"]
+    assert isinstance(dropped, DropAppends)
+    assert [batch.ticket for batch in dropped.batches] == ["d"]
+    assert stored(core, 2, 0, 4) == []
+    assert core.on_closed(Offset(3), Sealed("again")) == []
+
+
+def test_an_end_within_a_batch_proves_nothing_of_it() -> None:
+    core = all_ready(make_core())
+    append(core, 3, ticket="a")
+    (fail,) = core.on_closed(Offset(2), Sealed("moved"))
+    assert isinstance(fail, FailAppends)
+
+
+def test_after_sealed_the_chain_changes_nothing() -> None:
+    """What was called indefinite stays so, though the chain proves it later."""
+    core = all_ready(make_core())
+    append(core)
+    core.on_ended(Sealed("sealed"))
+    assert core.on_closed(Offset(1), Sealed("moved")) == []
+
+
+def test_a_spread_is_part_of_the_write_quorum() -> None:
+    """Two copies in one zone are one place: the batch waits for another zone."""
+    replicas = [
+        Replica(node_id=NodeId(f"n{index}"), storage_id=StorageId(f"s{index}"), location=zone)
+        for index, zone in enumerate("aab")
+    ]
+    rule = QuorumRule.make(replicas, 2, (("zone", 2),))
+    core = all_ready(LogletSequencer(LOGLET, base=Offset(0), rule=rule))
+    append(core, ticket="x")
+    assert stored(core, 0, 0, 1) == []
+    assert stored(core, 1, 0, 1) == []
+    (ack, _) = stored(core, 2, 0, 1)
+    assert isinstance(ack, Acknowledge)
+
+
+def test_time_begins_where_the_segment_says() -> None:
+    """Field note 43: monotone across sequencers, whatever their clocks say."""
+    core = LogletSequencer(LOGLET, base=Offset(0), rule=QuorumRule(3, 2), last_timestamp_ms=1_000)
+    append(core, now_ms=5)
+    assert core.last_timestamp_ms == 1_000
 
 
 def test_timestamps_never_run_backwards() -> None:

@@ -8,10 +8,11 @@ from collections import deque
 import pytest
 
 from sequencer.core import InFlight
+from sequencer.producers import REMEMBERED_MAX
 from sequencer.session import BATCH_COST_BYTES_MIN, AppendSession, SessionSlot
 from sharedlog.errors import CorruptBatch, Unreachable
-from sharedlog.ids import Generation, NodeId, Offset, SequencerId
-from sharedlog.v1 import log_pb2
+from sharedlog.ids import Offset
+from sharedlog.v1 import log_pb2, types_pb2
 
 MEGABYTE = b"x" * 1_000_000
 
@@ -38,6 +39,9 @@ class FakeStream:
         self.sent += 1
         return log_pb2.AppendSessionRequest(batch=self.to_send.popleft())
 
+    def moved(self) -> bool:
+        return bool(self.answers) and self.answers[-1].HasField("moved")
+
     def results(self) -> list[log_pb2.AppendResult]:
         return [result for answer in self.answers for result in answer.results]
 
@@ -52,9 +56,12 @@ def make_session(
 
     return AppendSession(
         stream,
-        me=SequencerId(NodeId("n1"), Generation(1)),
-        bytes_max=bytes_max,
+        opened=log_pb2.AppendSessionOpened(
+            sequencer=types_pb2.SequencerId(node_id="n1", generation=1),
+            in_flight_bytes_max=bytes_max,
+        ),
         submit=submit,
+        gate=lambda: None,
         wait_for_room=lambda: None,
     )
 
@@ -164,3 +171,91 @@ async def test_empty_batches_without_end_are_not_read_without_end() -> None:
     stream.gone.set()
     with pytest.raises(Unreachable):
         await running
+
+
+async def test_batches_that_come_while_nothing_is_admitted_wait_and_are_never_lost() -> None:
+    stream, submitted = FakeStream([b"a", b"b"]), list[SessionSlot]()
+    session = make_session(stream, submitted)
+    gate = asyncio.get_running_loop().create_future()
+    session._gate = lambda: None if gate.done() else gate
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(session.run())
+        await settle()
+        assert (stream.sent, submitted) == (1, []), "one is held, the rest is not read"
+        gate.set_result(None)
+        await settle()
+        for number, slot in enumerate(submitted):
+            commit(slot, number)
+    assert [result.first_offset for result in stream.results()] == [0, 1]
+
+
+async def test_a_session_that_is_moved_sends_what_is_known_then_moved_and_ends_well() -> None:
+    """What has no result before `moved` was never admitted: the client sends it elsewhere as
+    new.
+    """
+    stream, submitted = FakeStream([b"a", b"b", b"bad", b"c"]), list[SessionSlot]()
+    stream.to_send.append(b"never taken")
+    session = make_session(stream, submitted)
+    running = asyncio.create_task(session.run())
+    await settle()
+    commit(submitted[0], 5)
+    submitted[1].dropped()
+    session.end_moved(log_pb2.SessionMoved(chain_version=9))
+    async with asyncio.timeout(5):
+        await running
+    assert [result.first_offset for result in stream.results()] == [5]
+    assert stream.answers[-1].moved.chain_version == 9
+
+
+async def test_an_idle_session_is_moved_too() -> None:
+    """Nothing is in flight and nothing comes: the client must hear of it all the same."""
+    stream = FakeStream([])
+    session = make_session(stream, [])
+    blocked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def say_nothing() -> None:
+        await blocked
+
+    stream.receive = say_nothing  # type: ignore[method-assign] # a client that keeps its side open
+    running = asyncio.create_task(session.run())
+    await settle()
+    session.end_moved(log_pb2.SessionMoved())
+    async with asyncio.timeout(5):
+        await running
+    assert stream.moved()
+
+
+async def test_a_session_that_must_end_can_wait_for_its_results() -> None:
+    """With `flush` every batch that was taken gets its result first; without, those there are."""
+    for flush in (True, False):
+        stream, submitted = FakeStream([b"a", b"b"]), list[SessionSlot]()
+        session = make_session(stream, submitted)
+        running = asyncio.create_task(session.run())
+        await settle()
+        commit(submitted[0], 0)
+        session.end(Unreachable("the node shuts down"), flush=flush)
+        await settle()
+        assert running.done() is not flush
+        commit(submitted[1], 1)
+        with pytest.raises(Unreachable):
+            await running
+        assert len(stream.results()) == (2 if flush else 1)
+
+
+async def test_a_session_has_only_so_many_batches_unanswered() -> None:
+    """So many are remembered for a client that comes back to ask (`producers.py`)."""
+    stream, submitted = FakeStream([b"x"] * 100), list[SessionSlot]()
+    session = make_session(stream, submitted)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(session.run())
+        await settle()
+        for _ in range(10):
+            await settle()
+        assert len(submitted) == REMEMBERED_MAX
+        number = 0
+        while number < 100:
+            while number >= len(submitted):
+                await settle()
+            commit(submitted[number], number)
+            number += 1
+    assert len(stream.results()) == 100

@@ -1,0 +1,163 @@
+"""A loglet that this process orders, as its shells see it; and who waits for a batch.
+
+It becomes active with its first append, session or find-tail in this process and then costs this
+object, no task. It is left behind for good when the chain has moved on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from metadata.records import Segment
+from sequencer.core import InFlight, LogletSequencer
+from sequencer.find_tail import FindTailRounds
+from sequencer.link import ReplicaLink
+from sequencer.producers import ProducerTable, Remembered
+from sequencer.session import AppendSession, SessionSlot
+from sharedlog.errors import SharedLogError
+from sharedlog.ids import LogletId, Offset
+
+SEARCHES_PER_LOG_MAX: Final = 2
+
+
+class Ticket(Protocol):
+    """Who waits for a batch. One of these is called, once."""
+
+    def committed(self, batch: InFlight | Remembered) -> None:
+        """The batch is on a write quorum."""
+        ...
+
+    def failed(self, error: SharedLogError) -> None:
+        """The batch ended with this error."""
+        ...
+
+    def dropped(self) -> None:
+        """The batch is not in the log and never will be, for the log has moved without it."""
+        ...
+
+
+class MovedOn(SharedLogError):
+    """The loglet is over: ask again who orders the log. Never leaves this package."""
+
+
+class FutureTicket:
+    """A caller that waits for one batch."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, future: asyncio.Future[InFlight | Remembered]) -> None:
+        self._future = future
+
+    def committed(self, batch: InFlight | Remembered) -> None:
+        """See `Ticket`."""
+        if not self._future.done():
+            self._future.set_result(batch)
+
+    def failed(self, error: SharedLogError) -> None:
+        """See `Ticket`."""
+        if not self._future.done():
+            self._future.set_exception(error)
+
+    def dropped(self) -> None:
+        """See `Ticket`."""
+        self.failed(MovedOn("the log was moved before the append was admitted"))
+
+
+@dataclass(slots=True)
+class Timed:
+    """A ticket and when its batch was admitted, monotonic seconds."""
+
+    ticket: Ticket
+    admitted_s: float
+
+
+@dataclass(slots=True, eq=False)
+class ActiveLoglet:
+    """A loglet that this process orders."""
+
+    name: str
+    segment: Segment
+    core: LogletSequencer
+    rounds: FindTailRounds
+    producers: ProducerTable
+    links: Sequence[ReplicaLink] = ()  # one for each of the nodeset
+    sessions: dict[AppendSession, None] = field(default_factory=dict)  # in the order of opening
+    # Replicas that refused a store: not tried again before a pause is over.
+    paused: set[int] = field(default_factory=set)
+    # By the first offset of a batch in flight: those who sent it again.
+    repeated: dict[Offset, list[Ticket]] = field(default_factory=dict)
+    # Set while nothing may be admitted: a move was announced, or the loglet has ended and the chain
+    # is not known to have moved. Opened by either news.
+    gate: asyncio.Future[None] | None = None
+    gate_timer: asyncio.TimerHandle | None = None
+    progress: asyncio.Future[None] | None = None  # somebody waits until less is in flight
+    left: bool = False  # the chain has moved on
+    search_places: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(SEARCHES_PER_LOG_MAX)
+    )
+    # What `watch.py` keeps.
+    watched: bool = False
+    traffic_s: float = 0.0  # of the last batch that was admitted, monotonic
+    advanced_s: float = 0.0  # when the committed tail last moved
+    out_since_s: dict[int, float] = field(default_factory=dict)  # replicas out of step
+
+    @property
+    def loglet(self) -> LogletId:
+        """Its id."""
+        return self.core.loglet
+
+    @property
+    def oldest_admitted_s(self) -> float:
+        """When the oldest batch in flight was admitted, monotonic; 0 if there is none."""
+        oldest = self.core.oldest
+        if oldest is None:
+            return 0.0
+        assert isinstance(oldest.ticket, Timed)
+        return oldest.ticket.admitted_s
+
+    def remove(self, session: AppendSession) -> None:
+        """The session is over. Nobody waits any more for what it had sent again."""
+        self.sessions.pop(session, None)
+        for first, tickets in list(self.repeated.items()):
+            left = [it for it in tickets if not _is_of(it, session)]
+            if left:
+                self.repeated[first] = left
+            else:
+                del self.repeated[first]
+
+    def close_gate(self) -> None:
+        """Admit nothing from now on."""
+        if self.gate is None:
+            self.gate = asyncio.get_running_loop().create_future()
+
+    def open_gate(self) -> None:
+        """Let those who wait look again."""
+        gate, self.gate = self.gate, None
+        if gate is not None and not gate.done():
+            gate.set_result(None)
+        self.stop_gate_timer()
+
+    def stop_gate_timer(self) -> None:
+        """Nothing happens by itself any more."""
+        if self.gate_timer is not None:
+            self.gate_timer.cancel()
+            self.gate_timer = None
+
+    async def wait_progress(self) -> None:
+        """Until less is in flight than now. **Cancellation:** safe."""
+        if self.progress is None:
+            self.progress = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self.progress)
+
+    def tell_progress(self) -> None:
+        """Less is in flight."""
+        progress, self.progress = self.progress, None
+        if progress is not None and not progress.done():
+            progress.set_result(None)
+
+
+def _is_of(ticket: Ticket, session: AppendSession) -> bool:
+    return isinstance(ticket, SessionSlot) and ticket.session is session
