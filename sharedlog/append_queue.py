@@ -1,31 +1,53 @@
 """The core of an appender: which batch a record joins, what is sent when, and how each batch ends.
 
-Rules of this file: no I/O, no clock, no `async`. The shell (`appender.py`) tells what happened and
-at what time, and does what the answers say.
+Rules of this file: no I/O, no clock, no `async`. The shells (`appender.py`, `append_session.py`)
+tell what happened and at what time, and do what the answers say.
 
 Theory of operation. A batch moves through at most four places, always in order:
 
     open ──cut──▶ waiting ──next_to_send──▶ sent ──on_result──▶ done
                      ▲                        │
-                     └──────── refused ◀──────┘   the log did not take it, and may later
+                     └──── the session ends ◀─┘
 
 Batching is natural: while fewer than `slots` batches are in flight the open batch leaves on the
 next turn of the loop; while more are, it gathers records. So a lone append is not held up, and a
 busy appender makes large batches by itself.
 
-A batch that a session was given and that was not answered ends as *indefinite* when the session is
-lost, and is never sent again: without a way to tell a retry from a new batch, sending again could
-put it into the log twice. A batch that was never given to a session ends *definitely*.
+Repetition. An appender is a *producer*: it has a random id, and each batch, when it is sent for
+the first time, gets the next sequence and keeps it for ever. When a session ends with batches
+unanswered they go back to the front of `waiting`, in their order, and are sent again first on the
+next session. By its producer and sequence the sequencer knows a batch that is in the log already,
+and answers with the offset that it has. What ends a session:
 
-Order. Records get offsets in the order in which they were admitted. A refused batch is definitely
-not in the log, but those sent behind it may be; it is sent again only if none of them got in, and
-fails with the reason of its refusal otherwise.
+    it broke, fell silent,      what it had is *unresolved*: in the log, or not, or not yet
+    or said AppendIndefinite
+    it refused a batch          that batch is not in the log; nor is any behind it, for a session
+                                takes nothing more after a refusal
+    it moved                    nothing without an answer was admitted there
 
-Invariants (checked by `check_invariants`):
- 1. `in_flight_bytes` and `waiting_bytes` are the sums over `sent` and `waiting`.
- 2. A plain record shorter than `room` fits into the open batch. Nothing is shorter while there is
+Unresolved is for ever: a later refusal proves nothing about the first attempt, only an offset
+settles it. The opening of the next session says from which offset on an unresolved batch can lie
+(`resolve_from`): not below the floor of the session that it was first sent in, nor below the end of
+the last batch that was acknowledged before it. It also says in which segment that was told: should
+an operator accept a loss, a segment may end below what was acknowledged, and the sequencer looks
+from that end on.
+
+A session's sequences follow each other without a gap. Where one is missing, because a batch ran out
+of time, the session is ended in good order and the next begins behind the gap (`must_reopen`).
+
+Time. Nothing but an answer or its deadline ends a batch: at the deadline it is `AppendIndefinite`
+if it is unresolved or sent, and definitely not in the log otherwise.
+
+Invariants (checked by `check_invariants`; the first three by a model in the tests):
+ 1. The offsets of acknowledged batches are in the order of their admission, but for an accepted
+    loss: then the log goes on from below what was acknowledged. Within one session they always are.
+ 2. A batch is in the log at most once, however often it is sent.
+ 3. A batch that failed with another error than `AppendIndefinite` is not in the log.
+ 4. `in_flight_bytes` and `waiting_bytes` are the sums over `sent` and `waiting`.
+ 5. A plain record shorter than `room` fits into the open batch. Nothing is shorter while there is
     no open batch, nor while callers queue at the door, so that nobody passes them.
- 3. A batch in `waiting` or open is not done; one in `sent` is done only if it ran out of time.
+ 6. A batch in `waiting` or open is not done; one in `sent` is done only if it ran out of time.
+ 7. Unresolved batches come before all others, and sequences rise from `sent` through `waiting`.
 
 Deliberately not here: sessions, back-off, routes, and waiting for room.
 """
@@ -34,46 +56,70 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-from sharedlog.batch import BATCH_HEADER_BYTES, BatchBuilder, Headers, encode_headers
+from sharedlog.batch import (
+    BATCH_HEADER_BYTES,
+    BatchBuilder,
+    BatchProducer,
+    Headers,
+    encode_headers,
+    stamp_batch,
+)
 from sharedlog.config import AppenderConfig
 from sharedlog.errors import (
     AppendIndefinite,
     DeadlineExceeded,
     LogUnavailable,
     NotSequencer,
-    Overloaded,
+    ProducerFenced,
     ProtocolError,
     SharedLogError,
-    StoreReadOnly,
+    Unrepairable,
 )
 from sharedlog.ids import Offset
 from sharedlog.limits import BATCH_BYTES_MAX
-from sharedlog.pending import AppendBatch, PendingAppend
+from sharedlog.pending import NO_BOUND, AppendBatch, Bound, PendingAppend
 
 _RECORD_BYTES = 4  # a record's entry in the table of sizes
 _EXTRAS_BYTES = 8  # its entries in the tables of keys and headers
 _UNSEEN_MAX = 1_000  # failures that nobody has looked at; beyond it the later ones are let go
 
 
+class Opening(NamedTuple):
+    """What a session's first message says of the batches that it will carry."""
+
+    next_sequence: int
+    unresolved: bool
+    resolve_from: Offset
+    resolve_segment: int = 0  # in which that was told
+
+
 class AppendQueue:
     """See the module's docstring."""
 
-    def __init__(self, config: AppenderConfig) -> None:
+    def __init__(self, config: AppenderConfig, *, producer_id: int) -> None:
+        assert producer_id > 0
         self.config = config
+        self.producer_id = producer_id
         self.batch_bytes = config.batch_bytes  # lowered to what the server takes
         self.in_flight_bytes_max = config.in_flight_bytes  # lowered likewise
+        self.in_flight_batches_max = 0  # as the server says; 0 is no bound
         self.open: AppendBatch | None = None
         self._open_has_extras = False
         self.waiting: deque[AppendBatch] = deque()
         self.sent: deque[AppendBatch] = deque()
-        self.refused: list[tuple[AppendBatch, SharedLogError]] = []
         self.room = 0
         self.callers_waiting = 0
         self.in_flight_bytes = 0
         self.waiting_bytes = 0
         self._unseen: list[AppendBatch] = []
-        self._later_admitted = False  # what was sent behind a refused batch may be in the log
+        self._next_sequence = 0  # of the next batch that is sent for the first time
+        self._acked = NO_BOUND  # the end of the last batch that was acknowledged
+        self._in_session = False  # one is open, and has refused nothing
+        self._session_sequence = 0  # that the present session expects next
+        self._session_floor = NO_BOUND  # no new batch of it lies below
+        self._session_end = Offset(0)  # of the last batch that it acknowledged
 
     # Records in.
 
@@ -150,7 +196,8 @@ class AppendQueue:
         data = builder.encode()
         self.cut()
         batch = AppendBatch(BatchBuilder(), opened_s=now_s, timeout_s=timeout_s)
-        batch.data = data
+        batch.data = data  # without its place in the order, which it gets when it is sent
+        batch.count = len(builder)
         batch.size = len(data)
         self.waiting.append(batch)
         self.waiting_bytes += batch.size
@@ -182,27 +229,87 @@ class AppendQueue:
             overhead = _RECORD_BYTES + _EXTRAS_BYTES
             self.room = max(0, self.batch_bytes - batch.builder.encoded_bytes - overhead)
 
+    # Sessions.
+
+    def opening(self) -> Opening:
+        """What the next session is to be told; the session then expects that sequence first."""
+        assert not self.sent
+        oldest = self.waiting[0] if self.waiting else None
+        self._session_sequence = self._sequence_of(oldest)
+        if oldest is None or not oldest.unresolved:
+            return Opening(self._session_sequence, unresolved=False, resolve_from=Offset(0))
+        segment_index, offset = max(oldest.floor, self._acked)
+        return Opening(self._session_sequence, True, offset, segment_index)
+
+    def on_opened(self, *, floor: Offset, segment_index: int = 0, batches_max: int = 0) -> None:
+        """The session takes batches; no new one of it will lie below `floor`."""
+        assert not self.sent
+        self._in_session = True
+        self._session_floor = Bound(segment_index, floor)
+        self._session_end = Offset(0)
+        self.in_flight_batches_max = batches_max
+
+    def must_reopen(self, now_s: float) -> bool:
+        """The session has answered all, and what is to be sent does not follow what it had."""
+        if not self._in_session or self.sent:
+            return False
+        if not self.waiting and not self._open_may_leave(now_s):
+            return False
+        oldest = self.waiting[0] if self.waiting else None
+        return self._sequence_of(oldest) != self._session_sequence
+
+    def _sequence_of(self, batch: AppendBatch | None) -> int:
+        """Of `batch` (None: the open one), given or to be given."""
+        if batch is None or batch.sequence < 0:
+            return self._next_sequence
+        return batch.sequence
+
     # Batches out.
 
     def next_to_send(self, now_s: float) -> AppendBatch | None:
         """The batch to send now, encoded and counted as in flight; None: not now."""
-        if self.refused:
+        if not self._in_session:
             return None
         if not self.waiting:
             if not self._open_may_leave(now_s):
                 return None
             self.cut()
         batch = self.waiting[0]
-        if self.sent and self.in_flight_bytes + batch.size > self.in_flight_bytes_max:
+        if self.sent and not self._fits_in_flight(batch):
+            return None
+        if self._sequence_of(batch) != self._session_sequence:
             return None
         self.waiting.popleft()
         self.waiting_bytes -= batch.size
-        if not batch.data:
-            batch.data = batch.builder.encode()
-        batch.size = len(batch.data)
+        self._encode(batch)
+        self._session_sequence += 1
         self.sent.append(batch)
         self.in_flight_bytes += batch.size
         return batch
+
+    def _fits_in_flight(self, batch: AppendBatch) -> bool:
+        most = self.in_flight_batches_max
+        in_flight_bytes = self.in_flight_bytes + batch.size
+        return in_flight_bytes <= self.in_flight_bytes_max and not 0 < most <= len(self.sent)
+
+    def _encode(self, batch: AppendBatch) -> None:
+        """Make the batch ready to be sent; at the first time it gets its sequence."""
+        if not batch.unresolved:
+            batch.floor = self._session_floor
+        first_time = batch.sequence < 0
+        if first_time:
+            batch.sequence = self._next_sequence
+            self._next_sequence += 1
+        if batch.data:
+            if first_time:
+                batch.data = stamp_batch(batch.data, self._producer_of(batch))
+        else:
+            batch.count = len(batch.builder)
+            batch.data = batch.builder.encode(self._producer_of(batch))
+            batch.size = len(batch.data)
+
+    def _producer_of(self, batch: AppendBatch) -> BatchProducer:
+        return BatchProducer(self.producer_id, 0, batch.sequence)
 
     def _open_may_leave(self, now_s: float) -> bool:
         batch = self.open
@@ -222,60 +329,78 @@ class AppendQueue:
     # Outcomes.
 
     def on_result(self, first: Offset, error: SharedLogError | None) -> None:
-        """The session answered its oldest batch.
+        """The session answered its oldest batch. After an error it takes nothing more: leave it.
 
         Raises:
-            ProtocolError: there was none.
+            ProtocolError: there was none, or the answer breaks the order. Leave it as lost.
         """
         if not self.sent:
             raise ProtocolError("the session answered a batch that was not sent")
-        batch = self.sent.popleft()
-        self.in_flight_bytes -= batch.size
-        if error is not None and is_refusal(error) and not batch.done:
-            self.refused.append((batch, error))
-            return
-        if error is None or isinstance(error, AppendIndefinite):
-            self._later_admitted = self._later_admitted or bool(self.refused)
-        self._finish(batch, first, error)
+        batch = self.sent[0]
+        if error is None:
+            if first < self._session_end:
+                message = f"a batch was put at {first}, before one that ends at {self._session_end}"
+                raise ProtocolError(message)
+            self._forget_oldest()
+            self._session_end = Offset(first + batch.count)
+            # Lower than what an earlier session acknowledged, if a loss was accepted since.
+            self._acked = Bound(self._session_floor.segment_index, self._session_end)
+            self._finish(batch, first, None)
+        elif isinstance(error, AppendIndefinite):
+            self._take_back(unresolved=True)
+        else:
+            if not is_refusal(error):
+                self._forget_oldest()
+                self._finish(batch, Offset(0), _honest(batch, error))
+            self._take_back(unresolved=False)
 
-    def on_session_lost(self, error: SharedLogError) -> int:
-        """The session is gone, or was left. Returns how many batches ended as indefinite.
+    def on_session_lost(self) -> int:
+        """The session is gone, or was left. Returns how many batches are unresolved now."""
+        self._take_back(unresolved=True)
+        return sum(batch.unresolved for batch in self.waiting)
 
-        Those that were refused are to be sent again, if that keeps their order.
-        """
-        lost = [batch for batch in self.sent if not batch.done]
-        self._later_admitted = self._later_admitted or bool(self.refused and self.sent)
-        self.sent.clear()
-        self.in_flight_bytes = 0
-        for batch in lost:
-            unknown = AppendIndefinite(f"the session was lost before the answer came: {error}")
-            unknown.__cause__ = error
-            self._finish(batch, Offset(0), unknown)
-        for batch, reason in reversed(self.refused):
-            if self._later_admitted:
-                self._finish(batch, Offset(0), reason)
-            else:
+    def on_session_moved(self) -> None:
+        """The session ended in good order: what it has not answered it has never admitted."""
+        self._take_back(unresolved=False)
+
+    def _take_back(self, *, unresolved: bool) -> None:
+        """What the session has not answered is to be sent again, ahead of all others."""
+        for batch in reversed(self.sent):
+            if not batch.done:
+                batch.unresolved = batch.unresolved or unresolved
                 self.waiting.appendleft(batch)
                 self.waiting_bytes += batch.size
-        self.refused.clear()
-        self._later_admitted = False
-        return len(lost)
+        self.sent.clear()
+        self.in_flight_bytes = 0
+        self._in_session = False
+
+    def _forget_oldest(self) -> None:
+        batch = self.sent.popleft()
+        self.in_flight_bytes -= batch.size
 
     def on_time(self, now_s: float, last_error: SharedLogError | None) -> bool:
         """Fail what ran out of time. Returns whether nothing that was sent is waited for now."""
         for batch in self.sent:
             if not batch.done and batch.deadline_s <= now_s:
-                message = f"no answer within {batch.timeout_s:g} s"
-                self._finish(batch, Offset(0), AppendIndefinite(message))
+                self._finish(batch, Offset(0), _unanswered(batch, last_error))
         self._fail_unsent_where(
             lambda batch: batch.deadline_s <= now_s,
-            lambda batch: _never_sent(batch, last_error),
+            lambda batch: (
+                _unanswered(batch, last_error)
+                if batch.unresolved
+                else _never_sent(batch, last_error)
+            ),
         )
         return bool(self.sent) and all(batch.done for batch in self.sent)
 
+    def end(self, error: SharedLogError) -> None:
+        """No session will be opened any more: fail all, definitely what was never in one."""
+        self.on_session_lost()
+        self.fail_unsent(error)
+
     def fail_unsent(self, error: SharedLogError) -> None:
-        """Fail, definitely, all that no session has."""
-        self._fail_unsent_where(lambda _: True, lambda _: error)
+        """Fail all that no session has: definitely, but for what an earlier one may have left."""
+        self._fail_unsent_where(lambda _: True, lambda batch: _honest(batch, error))
 
     def _fail_unsent_where(
         self,
@@ -288,10 +413,7 @@ class AppendQueue:
         if failed:
             self.waiting = deque(batch for batch in self.waiting if not chosen(batch))
             self.waiting_bytes = sum(batch.size for batch in self.waiting)
-        refused = [batch for batch, _ in self.refused if chosen(batch)]
-        if refused:
-            self.refused = [(batch, why) for batch, why in self.refused if not chosen(batch)]
-        for batch in (*refused, *failed):
+        for batch in failed:
             self._finish(batch, Offset(0), error_of(batch))
 
     def next_deadline_s(self) -> float | None:
@@ -303,8 +425,6 @@ class AppendQueue:
         for batch in self.sent:
             if not batch.done:
                 yield batch
-        for batch, _ in self.refused:
-            yield batch
         yield from self.waiting
         if self.open is not None:
             yield self.open
@@ -333,6 +453,12 @@ class AppendQueue:
         assert self.in_flight_bytes == sum(batch.size for batch in self.sent)
         assert self.waiting_bytes == sum(batch.size for batch in self.waiting)
         assert not any(batch.done for batch in self.waiting)
+        unresolved = [batch.unresolved for batch in self.waiting]
+        assert unresolved == sorted(unresolved, reverse=True)
+        given = [b.sequence for b in (*self.sent, *self.waiting) if b.sequence >= 0]
+        assert given == sorted(set(given))
+        assert all(sequence < self._next_sequence for sequence in given)
+        assert all(b.sequence >= 0 for b in self.sent)
         assert self.open is None or not self.open.done
         if self.open is None or self.callers_waiting:
             assert self.room <= 0
@@ -346,15 +472,35 @@ class AppendQueue:
 
 def is_refusal(error: SharedLogError) -> bool:
     """The batch was not taken, and the same batch may be taken later."""
-    return isinstance(error, Overloaded | LogUnavailable | NotSequencer | StoreReadOnly)
+    return error.retryable or isinstance(error, LogUnavailable | ProducerFenced)
+
+
+def _honest(batch: AppendBatch, error: SharedLogError) -> SharedLogError:
+    """How a batch fails that won't be sent again: an earlier session may have got it in."""
+    if not batch.unresolved or isinstance(error, AppendIndefinite):
+        return error
+    unknown = AppendIndefinite(
+        f"it was sent and not answered, and could not be cleared up: {error}"
+    )
+    unknown.__cause__ = error
+    return unknown
+
+
+def _unanswered(batch: AppendBatch, why: SharedLogError | None) -> AppendIndefinite:
+    reason = "" if why is None else f": {why}"
+    error = AppendIndefinite(f"no answer within {batch.timeout_s:g} s{reason}")
+    error.__cause__ = why
+    return error
 
 
 def _never_sent(batch: AppendBatch, why: SharedLogError | None) -> SharedLogError:
-    message = f"could not be sent within {batch.timeout_s:g} s, so it is not in the log"
+    message = f"it was not taken within {batch.timeout_s:g} s, so it is not in the log"
     if why is None:
         return DeadlineExceeded(f"{message}: the log is slower than the appender")
     error: SharedLogError
-    if isinstance(why, LogUnavailable | NotSequencer):
+    if isinstance(why, Unrepairable):
+        error = Unrepairable(f"{message}: {why}", segment_index=why.segment_index)
+    elif isinstance(why, LogUnavailable | NotSequencer):
         error = LogUnavailable(f"{message}: {why}")
     else:
         error = DeadlineExceeded(f"{message}: {why}")

@@ -1,13 +1,19 @@
 """Appends, pipelined: the shell around `append_queue.py`.
 
-One task per appender opens sessions to the sequencer, sends what the queue hands out and takes the
-answers; callers of `append` touch only the queue. The task sleeps when nothing is to be done.
+One task per appender opens sessions to the sequencer (`append_session.py`); callers of `append`
+touch only the queue. The task sleeps when nothing is to be done.
 
-Sessions. The first batch opens one; it stays open until the appender closes. When it is lost, what
-was in flight ends as `AppendIndefinite`, the route is fetched anew and, after a wait that grows
-from attempt to attempt, what was not yet sent goes out on the next session. A smart client goes
-straight to the sequencer's node; if it can't reach that node twice in a row it asks any other to
-forward.
+Sessions. The first batch opens one; it stays open until the appender closes, or has had nothing to
+send for a while: what the session was told of the log's tail grows old, and a batch that got lost
+would have to be looked for from there on. The next batch opens another. When one is lost, what
+was in flight is sent again on the next one, which goes where `sequencer_path.py` says: to the
+sequencer's own node, through another node, or, if the sequencer is suspect, wherever the report of
+that leads to. A session that was moved is followed at once. No caller sees any of this before the
+deadline of its batch.
+
+The producer's id is random. A session that is fenced therefore was fenced by an opening of our own
+that arrived late, and another one is opened; if that happens again and again, somebody else must
+have the id, and what is left fails.
 
 Cost. `append` with room takes some 0.7 µs: no task, no future, no lock. It gives the event loop a
 turn once per full batch, so that a caller's tight loop does not starve the session.
@@ -19,9 +25,18 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, assert_never
 
-from sharedlog.append_queue import AppendQueue
+from sharedlog.append_queue import AppendQueue, is_refusal
+from sharedlog.append_session import (
+    AppendSession,
+    Bell,
+    Ended,
+    Lost,
+    Moved,
+    SessionEnd,
+)
+from sharedlog.attempts import Failure
 from sharedlog.batch import BatchBuilder, Headers
 from sharedlog.config import AppenderConfig
 from sharedlog.connection import Connection
@@ -29,8 +44,7 @@ from sharedlog.errors import (
     AppendIndefinite,
     InvalidArgument,
     LogNotFound,
-    NotSequencer,
-    Overloaded,
+    ProducerFenced,
     ProtocolError,
     SharedLogError,
     Unreachable,
@@ -38,19 +52,17 @@ from sharedlog.errors import (
 from sharedlog.ids import Offset
 from sharedlog.pending import AppendBatch, PendingAppend
 from sharedlog.route import Route
-from sharedlog.rpc.errors import error_from_proto
 from sharedlog.rpc.methods import APPEND_SESSION
-from sharedlog.rpc.transport import ClientStream
+from sharedlog.sequencer_path import SequencerPath, Stop
 from sharedlog.v1 import log_pb2
 
 log = logging.getLogger(__name__)
 
-_OPEN_TIMEOUT_S: Final = 5.0  # for the first answer on a new session
+_DIRECT_OPEN_S: Final = 1.0  # for the first answer of the sequencer's own node
+_FORWARDED_OPEN_S: Final = 5.0  # for that of a node that has to find the sequencer first
 _END_TIMEOUT_S: Final = 1.0  # for the server's good-bye
-_FORWARD_AFTER: Final = 2  # failures to reach the sequencer's node before another is to forward
 _WARN_AFTER: Final = 5  # failed sessions in a row before it is said aloud
-
-_Stream = ClientStream[log_pb2.AppendSessionRequest, log_pb2.AppendSessionResponse]
+_FENCED_MAX: Final = 5  # sessions in a row that were fenced
 
 
 class Appender:
@@ -65,21 +77,18 @@ class Appender:
         self._clock = connection.clock
         self._route = route
         self._config = config
-        self._queue = AppendQueue(config)
-        self._backoff = connection.backoff()
+        self._queue = AppendQueue(config, producer_id=_new_producer_id(connection))
+        self._path = SequencerPath(connection, route)
         self._door = asyncio.Lock()  # callers that wait for room, in the order of their calls
         self._task: asyncio.Task[None] | None = None
         self._closing = False
-        self._work: asyncio.Future[None] | None = None  # the sender sleeps on it
+        self._work = Bell()  # the task sleeps on it
         self._room: asyncio.Future[None] | None = None  # the caller at the door sleeps on it
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_s = float("inf")
-        self._stream: _Stream | None = None
-        self._abandoned = False  # the present session is being given up: nothing more is sent on it
-        self._last_error: SharedLogError | None = None  # why there was no session last time
-        self._named: str | None = None  # the node that another one said is the sequencer
-        self._unreachable = 0  # failures in a row to reach the sequencer's node
-        self._failures = 0  # sessions lost in a row, none of which had answered anything
+        self._session: AppendSession | None = None
+        self._last_error: SharedLogError | None = None  # of the last session, if it got nowhere
+        self._fenced = 0  # sessions in a row that ended so
 
     async def append(
         self, value: bytes, key: bytes | None = None, headers: Headers | None = None
@@ -151,7 +160,7 @@ class Appender:
     async def close(self) -> None:
         """Take no more records, `flush`, end the session. Idempotent; raises what `flush` raises.
 
-        **Cancellation:** the session is dropped; what was in flight ends as indefinite.
+        **Cancellation:** the session is dropped; what is not cleared up ends as indefinite.
         """
         self._closing = True
         self._queue.room = 0
@@ -164,7 +173,7 @@ class Appender:
             raise error
 
     async def abort(self) -> None:
-        """Drop the session at once: unsent records fail definitely, others as indefinite."""
+        """Drop the session at once: what none ever had fails definitely, the rest as indefinite."""
         self._closing = True
         if self._task is not None:
             self._task.cancel()
@@ -236,11 +245,7 @@ class Appender:
             self._task = asyncio.get_running_loop().create_task(self._run(), name=name)
             self._connection.open_appenders.add(self)
         self._arm(batch.deadline_s)
-        self._wake_sender()
-
-    def _wake_sender(self) -> None:
-        if self._work is not None and not self._work.done():
-            self._work.set_result(None)
+        self._work.ring()
 
     def _wake_caller(self) -> None:
         if self._room is not None and not self._room.done() and not self._queue.is_full():
@@ -260,11 +265,11 @@ class Appender:
         self._timer = None
         self._timer_at_s = float("inf")
         nothing_to_expect = self._queue.on_time(self._clock.monotonic_s(), self._last_error)
-        if nothing_to_expect and self._stream is not None:
-            self._abandoned = True
-            self._stream.cancel()  # a new session may find a sequencer that answers
+        if nothing_to_expect and self._session is not None:
+            # A new session may find a sequencer that answers.
+            self._session.give_up(Unreachable("no answer came before the deadline"))
         self._wake_caller()
-        self._wake_sender()
+        self._work.ring()
         deadline_s = self._queue.next_deadline_s()
         if deadline_s is not None:
             self._arm(deadline_s)
@@ -278,165 +283,126 @@ class Appender:
                 while not self._queue.has_unsent():
                     if self._closing:
                         return
-                    await self._sleep_until_work()
-                error = await self._one_session()
-                if error is not None:
-                    await self._after_failure(error)
+                    await self._work.wait()
+                await self._one_session()
         except Exception as error:  # the task's root: the records must not wait for ever
             log.exception("appender.broken", extra={"log": self._route.name})
             self._closing = True
             self._fail_all(ProtocolError(f"the appender failed: {error!r}"))
 
-    async def _one_session(self) -> SharedLogError | None:
-        """Open a session and use it until it is lost; None if it was closed in good order."""
-        stream: _Stream | None = None
+    async def _one_session(self) -> None:
+        """Open a session, use it until it ends, and do what its end calls for."""
         try:
-            address, direct = await self._find_session_address()
-            stream = self._connection.transport.stream(address, APPEND_SESSION)
-            self._stream = stream
-            self._abandoned = False
-            await self._open_session(stream, direct=direct)
-            self._unreachable = 0
-            return await self._pump(stream)
-        except Unreachable as error:
-            self._unreachable += 1
-            return error
+            stop = await self._path.next_stop()
         except SharedLogError as error:
-            return error
-        finally:
-            self._stream = None
-            if stream is not None:
-                stream.cancel()
-
-    async def _find_session_address(self) -> tuple[str, bool]:
-        """Where to open the next session, and whether that must be the sequencer's own node."""
-        if self._connection.smart and self._unreachable < _FORWARD_AFTER:
-            refresh = self._last_error is not None
-            address = await self._route.sequencer_address(refresh=refresh, named=self._named)
-            self._named = None
-            if address:
-                return address, True
-        address = self._connection.address()
-        self._connection.avoid(address)  # so that the next attempt tries another
-        self._unreachable = 0
-        return address, False
-
-    async def _open_session(self, stream: _Stream, *, direct: bool) -> None:
-        opening = log_pb2.AppendSessionOpen(log=self._route.name, direct_only=direct)
+            await self._after_loss(Lost("refused", error), Stop("", direct=False))
+            return
+        stream = self._connection.transport.stream(stop.address, APPEND_SESSION)
+        session = AppendSession(stream, self._queue, self, self._clock, self._work)
+        self._session = session
         try:
-            async with asyncio.timeout(_OPEN_TIMEOUT_S):
-                await stream.send(log_pb2.AppendSessionRequest(open=opening))
-                answer = await stream.receive()
-        except TimeoutError as error:
-            raise Unreachable("the node took the connection but opened no session") from error
-        if answer is None or not answer.HasField("opened"):
-            raise ProtocolError("the session's first answer does not open it")
-        opened, queue = answer.opened, self._queue
+            end = await self._open_and_run(session, stop)
+        finally:
+            self._session = None
+            stream.cancel()
+        match end:
+            case Ended():
+                self._queue.on_session_moved()
+            case Moved():
+                self._queue.on_session_moved()
+                self._route.learn_version(end.chain_version)
+                self._path.attempts.on_moved(end.address)
+                fields = {"log": self._route.name, "address": end.address}
+                log.debug("appender.session_moved", extra=fields)
+                self._wake_caller()
+                await self._clock.sleep(self._path.attempts.wait_s(None))
+            case Lost():
+                await self._after_loss(end, stop)
+            case _:
+                assert_never(end)
+
+    async def _open_and_run(self, session: AppendSession, stop: Stop) -> SessionEnd:
+        queue, name = self._queue, self._route.name
+        batches = queue.opening()
+        opening = log_pb2.AppendSessionOpen(
+            log=name,
+            direct_only=stop.direct,
+            producer_id=queue.producer_id,
+            next_sequence=batches.next_sequence,
+            unresolved=batches.unresolved,
+            resolve_from=batches.resolve_from,
+            resolve_segment=batches.resolve_segment,
+            min_chain_version=self._route.version,
+        )
+        limit_s = self._path.limit_s(_DIRECT_OPEN_S if stop.direct else _FORWARDED_OPEN_S)
+        opened = await session.open(opening, limit_s=limit_s)
+        if not isinstance(opened, log_pb2.AppendSessionOpened):
+            return opened
         if opened.batch_bytes_max:
             queue.batch_bytes = min(self._config.batch_bytes, opened.batch_bytes_max)
         if opened.in_flight_bytes_max:
             most = min(self._config.in_flight_bytes, opened.in_flight_bytes_max)
             queue.in_flight_bytes_max = most
-        fields = {"log": self._route.name, "sequencer": opened.sequencer.node_id}
+        queue.on_opened(
+            floor=Offset(opened.floor),
+            segment_index=opened.segment_index,
+            batches_max=opened.in_flight_batches_max,
+        )
+        self._route.learn_version(opened.chain_version)
+        fields = {"log": name, "sequencer": opened.sequencer.node_id, "opening": batches}
         log.debug("appender.session_opened", extra=fields)
+        silence_s = self._path.limit_s(self._config.silence_s)
+        idle_s = self._config.idle_s
+        return await session.run(f"appender-sender:{name}", silence_s=silence_s, idle_s=idle_s)
 
-    async def _pump(self, stream: _Stream) -> SharedLogError | None:
-        """Send and take answers until the session ends; why, or None if it was closed well."""
-        async with asyncio.TaskGroup() as tasks:
-            name = f"appender-sender:{self._route.name}"
-            sender = tasks.create_task(self._send_batches(stream), name=name)
-            error = await self._take_answers(stream)
-            sender.cancel()
-        failed = None if sender.cancelled() else sender.result()
-        return failed or error
-
-    async def _send_batches(self, stream: _Stream) -> SharedLogError | None:
-        """Send until closed; an error is returned, for the stream's reader ends with it too."""
-        queue, clock = self._queue, self._clock
-        try:
-            while True:
-                batch = None if self._abandoned else queue.next_to_send(clock.monotonic_s())
-                if batch is not None:
-                    message = log_pb2.AppendSessionRequest(batch=batch.data)
-                    if len(batch.builder):  # should it be refused, it is encoded again
-                        batch.data = b""
-                    self._wake_caller()
-                    await stream.send(message)
-                elif self._closing and not queue.has_unsent() and not queue.sent:
-                    await stream.end()
-                    return None
-                else:
-                    await self._sleep_until_work()
-        except SharedLogError as error:
-            stream.cancel()
-            return error
-
-    async def _sleep_until_work(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._work = loop.create_future()
-        linger_s = self._queue.linger_s(self._clock.monotonic_s())
-        timer = None if linger_s is None else loop.call_later(linger_s, self._wake_sender)
-        try:
-            await self._work
-        finally:
-            self._work = None
-            if timer is not None:
-                timer.cancel()
-
-    async def _take_answers(self, stream: _Stream) -> SharedLogError | None:
-        """Resolve batches until the session ends; why, or None if it was closed well."""
-        queue = self._queue
-        try:
-            while True:
-                answer = await stream.receive()
-                if answer is None:
-                    good = self._closing and not queue.sent and not queue.has_unsent()
-                    return None if good else Unreachable("the node ended the session")
-                for result in answer.results:
-                    refused = result.HasField("error")
-                    error = error_from_proto(result.error) if refused else None
-                    queue.on_result(Offset(result.first_offset), error)
-                    if error is None:
-                        self._failures = 0
-                        self._backoff.reset()
-                        self._last_error = None
-                if queue.refused and not queue.sent:
-                    return queue.refused[-1][1]
-                self._wake_sender()
-        except SharedLogError as error:
-            return error
-
-    async def _after_failure(self, error: SharedLogError) -> None:
-        """The session is lost: settle what it held, then wait before the next."""
-        lost = self._queue.on_session_lost(error)
+    async def _after_loss(self, end: Lost, stop: Stop) -> None:
+        """The session is lost: settle what it held, and do what leads to a better one."""
+        error = end.error
+        unresolved = self._queue.on_session_lost()
+        if end.by_result and not is_refusal(error) and not isinstance(error, AppendIndefinite):
+            self._wake_caller()
+            return  # one batch failed for good; the others need a new session and nothing else
         self._last_error = error
-        self._failures += 1
-        loud = self._failures == _WARN_AFTER
+        attempt = self._path.attempts.failures + 1
         fields = {
             "log": self._route.name,
             "error": str(error),
-            "indefinite_batches": lost,
-            "attempt": self._failures,
+            "kind": end.kind,
+            "unresolved_batches": unresolved,
+            "attempt": attempt,
         }
-        log.log(logging.WARNING if loud else logging.DEBUG, "appender.session_lost", extra=fields)
-        if isinstance(error, NotSequencer):
-            self._named = error.sequencer_node_id
-        if isinstance(error, InvalidArgument | LogNotFound):
+        level = logging.WARNING if attempt == _WARN_AFTER else logging.DEBUG
+        log.log(level, "appender.session_lost", extra=fields)
+        self._fenced = self._fenced + 1 if isinstance(error, ProducerFenced) else 0
+        hopeless = isinstance(error, InvalidArgument | LogNotFound) or self._fenced > _FENCED_MAX
+        if hopeless:
             self._queue.fail_unsent(error)
         self._wake_caller()
-        if not self._queue.has_unsent():
-            return
-        wait_s = self._backoff.next_s()
-        if isinstance(error, Overloaded):
-            wait_s = max(wait_s, error.retry_after_s)
-        await self._clock.sleep(wait_s)
+        if self._queue.has_unsent():
+            await self._path.after(Failure(end.kind, error, stop.address, stop.direct))
+
+    # What the session asks and tells (`SessionOwner`).
+
+    def is_closing(self) -> bool:
+        """See `SessionOwner.is_closing`."""
+        return self._closing
+
+    def on_progress(self) -> None:
+        """See `SessionOwner.on_progress`."""
+        self._path.attempts.on_progress()
+        self._last_error = None
+        self._fenced = 0
+
+    def on_sent(self) -> None:
+        """See `SessionOwner.on_sent`."""
+        self._wake_caller()
 
     # The end.
 
     async def _settle(self) -> None:
         """Wait until every batch that is there now has its outcome."""
         self._queue.cut()
-        self._wake_sender()
+        self._work.ring()
         for batch in list(self._queue.pending()):
             await batch.wait()
 
@@ -445,7 +411,7 @@ class Appender:
         task, self._task = self._task, None
         if task is not None:
             self._connection.open_appenders.discard(self)
-            self._wake_sender()
+            self._work.ring()
             try:
                 await asyncio.wait({task}, timeout=_END_TIMEOUT_S)
             finally:
@@ -454,12 +420,16 @@ class Appender:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._fail_all(AppendIndefinite("the appender was closed before the answer came"))
+        self._fail_all(InvalidArgument("the appender was closed before this was in the log"))
 
     def _fail_all(self, error: SharedLogError) -> None:
-        self._queue.on_session_lost(error)
-        self._queue.fail_unsent(InvalidArgument("the appender was closed before this was sent"))
+        self._queue.end(error)
         self._wake_caller()
+
+
+def _new_producer_id(connection: Connection) -> int:
+    """Random and never 0, which says that there is no producer."""
+    return connection.rng.getrandbits(64) or 1
 
 
 def check_record(value: object, key: object, headers: Headers | None) -> None:

@@ -7,6 +7,7 @@ from random import Random
 from types import TracebackType
 from typing import Literal, Self
 
+from sharedlog.admin import Admin
 from sharedlog.clock import Clock, SystemClock
 from sharedlog.config import AppenderConfig, ClientConfig, ReaderConfig
 from sharedlog.connection import Connection, parse_addresses
@@ -81,6 +82,7 @@ class Cluster:
         self._owns_transport = owns_transport
         # One object per name that was asked for, so that all its users share a session.
         self._logs: dict[str, Log] = {}
+        self.admin = Admin(connection)
 
     async def __aenter__(self) -> Self:
         return self

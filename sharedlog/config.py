@@ -30,8 +30,15 @@ class AppenderConfig:
     buffer_bytes: int = 4 * MIB
     """Bytes in full batches that wait to be sent. When reached, `append` waits."""
     timeout_s: float = 30.0
-    """From the first record of a batch to its answer. A batch past it fails: definitely if it was
-    never sent, as `AppendIndefinite` if it was."""
+    """From the first record of a batch to its answer; until then failures are dealt with in
+    silence. A batch past it fails: definitely if it was never sent, or every answer to it was a
+    refusal, and as `AppendIndefinite` otherwise."""
+    silence_s: float = 0.6
+    """A session whose answers are due and that says nothing for so long is given up, and the
+    sequencer reported as suspect. Grows while it turns out to be innocent."""
+    idle_s: float = 30.0
+    """A session that had nothing to send for so long is ended; the next batch opens another, which
+    costs it one more round trip."""
 
     def __post_init__(self) -> None:
         _require("batch_bytes", self.batch_bytes, at_least=1, at_most=BATCH_BYTES_MAX)
@@ -40,6 +47,8 @@ class AppenderConfig:
         _require("slots", self.slots, at_least=1)
         _require("in_flight_bytes", self.in_flight_bytes, at_least=1)
         _require("buffer_bytes", self.buffer_bytes, at_least=1)
+        _require("silence_s", self.silence_s, at_least=0.001)
+        _require("idle_s", self.idle_s, at_least=0.001)
         if not self.timeout_s > self.linger_s:
             raise InvalidArgument("timeout_s must be longer than linger_s")
 
@@ -48,9 +57,9 @@ class AppenderConfig:
 class ReaderConfig:
     """How patient a reader is."""
 
-    silence_s: float = 5.0
-    """A stream that says nothing for so long is given up for another replica. Several times what a
-    server lets pass between heartbeats."""
+    silence_s: float = 3.0
+    """A stream that says nothing for so long is given up for another replica; one that was just
+    opened, after a second. Several times what a server lets pass between heartbeats."""
     timeout_s: float = 30.0
     """A read fails when for so long no replica could serve what is known to be there."""
     idle_check_s: float = 3.0

@@ -6,7 +6,7 @@ Only calls that may be repeated go through here: they read, or they carry a nonc
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from typing import Final, Protocol
 
@@ -26,6 +26,8 @@ from sharedlog.rpc.transport import Method, Req, Resp, Transport
 log = logging.getLogger(__name__)
 
 _ADDRESSES_MAX: Final = 64
+_POOR_MAX: Final = 4  # answers that were not good enough, before one is taken; then others are next
+_FAILED_KEPT_S: Final = 30.0
 _RETRIED: Final = (Unreachable, DeadlineExceeded, MetadataUnavailable, Overloaded)
 
 
@@ -74,6 +76,7 @@ class Connection:
         self.config = config
         self.open_appenders: set[Abortable] = set()  # those with a task, which outlives no cluster
         self._addresses = list(addresses)  # the best first
+        self._failed_s: dict[str, float] = {}  # when one of them last did not answer
 
     def address(self) -> str:
         """A node that answered last time, or the first that is to be tried."""
@@ -84,6 +87,20 @@ class Connection:
         if address in self._addresses:
             self._addresses.remove(address)
             self._addresses.append(address)
+
+    def ask_another(self) -> None:
+        """Try another node first from now on, in turn, since this one's view may be an old one.
+
+        None that has failed lately: that would cost each who asks a wait.
+        """
+        self.avoid(self._addresses[0])
+        self._addresses.remove(address := self._in_order()[0])
+        self._addresses.insert(0, address)
+
+    def _in_order(self) -> list[str]:
+        """Whom to try, one after the other: those that failed lately come last."""
+        since_s = self.clock.monotonic_s() - _FAILED_KEPT_S
+        return sorted(self._addresses, key=lambda it: self._failed_s.get(it, since_s) > since_s)
 
     def learn(self, addresses: Iterable[str]) -> None:
         """More nodes of the cluster: it stays reachable when those that were given are gone."""
@@ -98,30 +115,51 @@ class Connection:
         return Backoff(self.rng, min_s=config.backoff_min_s, max_s=config.backoff_max_s)
 
     async def call(
-        self, method: Method[Req, Resp], request: Req, *, timeout_s: float | None = None
+        self,
+        method: Method[Req, Resp],
+        request: Req,
+        *,
+        timeout_s: float | None = None,
+        attempt_timeout_s: float | None = None,
+        good_enough: Callable[[Resp], bool] | None = None,
     ) -> Resp:
         """Call any node; another one if it does not answer; again until the time is up.
+
+        `timeout_s` and `attempt_timeout_s` take the place of those in `ClientConfig`. An answer
+        that is not `good_enough` makes it ask another node; if no answer is, the first is taken.
 
         Raises:
             SharedLogError: what a node answered, or the last reason why none did.
         """
         now = self.clock.monotonic_s
         deadline_s = now() + (self.config.timeout_s if timeout_s is None else timeout_s)
+        attempt_max_s = attempt_timeout_s or self.config.attempt_timeout_s
         backoff = self.backoff()
         while True:
             last: SharedLogError | None = None
-            for address in list(self._addresses):
+            poor: list[Resp] = []
+            for address in self._in_order():
                 left_s = deadline_s - now()
-                if left_s <= 0 and last is not None:
+                if (left_s <= 0 and (last or poor)) or len(poor) >= _POOR_MAX:
                     break
-                attempt_s = max(0.001, min(left_s, self.config.attempt_timeout_s))
+                attempt_s = max(0.001, min(left_s, attempt_max_s))
                 try:
-                    return await self.transport.call(address, method, request, timeout_s=attempt_s)
+                    answer = await self.transport.call(
+                        address, method, request, timeout_s=attempt_s
+                    )
+                    self._failed_s.pop(address, None)
+                    if good_enough is None or good_enough(answer):
+                        return answer
+                    poor.append(answer)
+                    self.avoid(address)
                 except _RETRIED as error:
                     last = error
+                    self._failed_s[address] = now()
                     self.avoid(address)
                     fields = {"address": address, "method": method.path, "error": str(error)}
                     log.debug("client.attempt_failed", extra=fields)
+            if poor:
+                return poor[0]
             assert last is not None
             wait_s = backoff.next_s()
             if isinstance(last, Overloaded):

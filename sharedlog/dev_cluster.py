@@ -38,6 +38,7 @@ from types import TracebackType
 from typing import IO, Final, Self
 
 from sharedlog.clock import Clock, SystemClock
+from sharedlog.dev_network import DevNetwork
 from sharedlog.tasks import first_error
 
 HOST: Final = "127.0.0.1"
@@ -51,8 +52,12 @@ HTTP_PORT_DISTANCE: Final = 100
 PAGE_CACHE_BYTES: Final = 64 * 1024 * 1024
 """Of each node's store: three on one machine must not fill its memory with three copies."""
 
+NETWORK_PORT: Final = 4100
+"""Of every process in a network of its own."""
+
 START_TIMEOUT_S: Final = 30.0
-STOP_GRACE_S: Final = 4.0
+STOP_GRACE_S: Final = 12.0
+"""Longer than a node may take to hand over its logs."""
 POLL_S: Final = 0.02
 
 _SYSTEM_CLOCK: Final = SystemClock()
@@ -89,6 +94,8 @@ class DevCluster:
         log_to: Directory of the log files, instead of `directory/logs`.
         settings: Further SHAREDLOG_* environment of the nodes. No other SHAREDLOG_* variable of
             this process reaches them.
+        locations: Of the nodes, by name, e.g. {"n1": "eu.zone-a"}.
+        network: Where the processes live, if not on loopback: one that can be cut.
     """
 
     def __init__(
@@ -99,6 +106,8 @@ class DevCluster:
         base_port: int = 0,
         log_to: Path | None = None,
         settings: Mapping[str, str] = {},
+        locations: Mapping[str, str] = {},
+        network: DevNetwork | None = None,
         clock: Clock = _SYSTEM_CLOCK,
     ) -> None:
         if not 1 <= nodes <= NODES_MAX:
@@ -111,6 +120,8 @@ class DevCluster:
         self._count = nodes
         self._base_port = base_port
         self._settings = dict(settings)
+        self._locations = dict(locations)
+        self._network = network
         self._clock = clock
         self._metadata: DevNode | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -179,6 +190,17 @@ class DevCluster:
         self._died.pop(node_id, None)
         self._node(node_id).pid = None
 
+    def send_signal(self, node_id: str, number: signal.Signals) -> None:
+        """Send a signal to a process that runs, e.g. SIGSTOP, SIGCONT, SIGTERM."""
+        process = self._processes.get(node_id)
+        if process is None:
+            raise DevClusterError(f"{node_id} does not run")
+        process.send_signal(number)
+
+    async def terminate(self, node_id: str) -> None:
+        """SIGTERM a process and wait for its end; SIGKILL after a grace."""
+        await self._terminate([node_id])
+
     async def restart(self, node_id: str) -> None:
         """Start a process again, at the same address and directory; return when it is ready.
 
@@ -225,26 +247,36 @@ class DevCluster:
         """Choose the ports, write the configuration files, say what will be run where."""
         ports, http_ports, metadata_port = self._choose_ports()
         self._metadata = self._make_node(METADATA, metadata_port, "")
-        self._metadata.command = _python_module(
-            "metadata", "--listen", self._metadata.address, "--dir", str(self._metadata.directory)
-        )
+        place = ["--listen", self._metadata.address, "--dir", str(self._metadata.directory)]
+        self._metadata.command = self._command(METADATA, "metadata", *place)
         for index, (port, http_port) in enumerate(zip(ports, http_ports, strict=True)):
-            node = self._make_node(f"n{index + 1}", port, f"{HOST}:{http_port}")
-            config = self.directory / f"{node.node_id}.toml"
-            config.write_text(_node_toml(node, self._metadata.address), encoding="utf-8")
-            node.command = _python_module("node", "--config", str(config))
+            name = f"n{index + 1}"
+            node = self._make_node(name, port, f"{self._host(name)}:{http_port}")
+            config = self.directory / f"{name}.toml"
+            location = self._locations.get(name, "")
+            config.write_text(_node_toml(node, self._metadata.address, location), encoding="utf-8")
+            node.command = self._command(name, "node", "--config", str(config))
             self.nodes[node.node_id] = node
 
     def _make_node(self, name: str, port: int, http_address: str) -> DevNode:
         return DevNode(
             node_id=name,
-            address=f"{HOST}:{port}",
+            address=f"{self._host(name)}:{port}",
             http_address=http_address,
             directory=self.directory / name,
             log_file=self.log_directory / f"{name}.log",
         )
 
+    def _host(self, name: str) -> str:
+        return HOST if self._network is None else self._network.host(name)
+
+    def _command(self, name: str, module: str, *arguments: str) -> list[str]:
+        prefix = [] if self._network is None else self._network.command(name)
+        return [*prefix, *_python_module(module, *arguments)]
+
     def _choose_ports(self) -> tuple[list[int], list[int], int]:
+        if self._network is not None:  # each process has all ports of its host to itself
+            return [NETWORK_PORT] * self._count, [NETWORK_PORT + 1] * self._count, NETWORK_PORT
         if self._base_port == 0:
             self._reserved = _reserve_free_ports(2 * self._count + 1)
             free = [reserved.getsockname()[1] for reserved in self._reserved]
@@ -419,13 +451,14 @@ def module_environment() -> dict[str, str]:
     return environment
 
 
-def _node_toml(node: DevNode, metadata_address: str) -> str:
+def _node_toml(node: DevNode, metadata_address: str, location: str) -> str:
     values = {
         "node_id": node.node_id,
         "listen": node.address,
         "http": node.http_address,
         "dir": str(node.directory),
         "metadata": f"embedded://{metadata_address}",
+        "location": location,
         "roles": ["log-server", "sequencer"],
     }
     # A JSON string or list of strings is a TOML one.

@@ -6,7 +6,6 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import replace
-from typing import Final
 
 from sharedlog.appender import Appender, check_record
 from sharedlog.batch import BatchBuilder, Headers, Record, decode_checked
@@ -17,7 +16,6 @@ from sharedlog.errors import (
     DeadlineExceeded,
     InvalidArgument,
     LogUnavailable,
-    NotSequencer,
     OffsetOutOfRange,
     SharedLogError,
     Unreachable,
@@ -26,13 +24,11 @@ from sharedlog.ids import Offset
 from sharedlog.plain_reader import PlainReader
 from sharedlog.reader import LogReader
 from sharedlog.route import Route
-from sharedlog.rpc.methods import FIND_TAIL, GET_KNOWN_TAIL
+from sharedlog.rpc.methods import GET_KNOWN_TAIL
+from sharedlog.tail_finder import TailFinder
 from sharedlog.v1 import log_pb2, types_pb2
 
 log = logging.getLogger(__name__)
-
-_TAIL_LAST_TRY_S: Final = 0.1  # for other nodes, when the sequencer's has taken all the time
-_DIRECT_ATTEMPTS: Final = 3  # to find the sequencer's node before another node is to find it
 
 NewRecord = bytes | tuple[bytes, bytes | None, Headers | None]
 """A record to append: its value alone, or value, key and headers."""
@@ -184,7 +180,7 @@ class Log:
         """`read`, with the records of each batch as one list: faster, since it works per batch."""
         if limit is not None and limit < 0:
             raise InvalidArgument("limit is below 0")
-        tail = await self._tail_for_read(start, on_stale)
+        tail = await self._tail_for_read(start, on_stale, follow=follow)
         bounds = [] if end is None else [end]
         if limit is not None:
             bounds.append(start + limit)  # offsets are dense
@@ -212,19 +208,24 @@ class Log:
             return PlainReader(connection, self.name, self._read_config)
         return LogReader(
             connection.transport,
-            self._route.describe,
+            self._route.slice_at,
             connection.clock,
             connection.rng,
             config=self._read_config,
         )
 
-    async def _tail_for_read(self, start: int, on_stale: Callable[[str], None] | None) -> Offset:
+    async def _tail_for_read(
+        self, start: int, on_stale: Callable[[str], None] | None, *, follow: bool
+    ) -> Offset:
         """The tail to read up to: the real one, or the highest known if nobody can tell that."""
         if start < 0:
             raise OffsetOutOfRange(offset=start, tail=None)
+        config = self._connection.config
+        # A follower needs the tail only to refuse a start beyond it; its first record should not
+        # wait long for an answer that may not come.
+        limit_s = min(config.attempt_timeout_s, config.timeout_s) if follow else config.timeout_s
         try:
-            # Who waits for a first record should not wait long for an answer that may not come.
-            tail = await self.tail(timeout_s=self._connection.config.attempt_timeout_s)
+            tail = await self.tail(timeout_s=limit_s)
         except (LogUnavailable, Unreachable, DeadlineExceeded) as error:
             tail = await self.known_tail()
             if start > tail:
@@ -247,49 +248,16 @@ class Log:
     async def tail(self, *, timeout_s: float | None = None) -> Offset:
         """The first unwritten offset, linearizable: what was acknowledged before lies below it.
 
+        While the log gets another sequencer the call waits, up to `timeout_s` or what
+        `ClientConfig` says.
+
         Raises:
-            LogUnavailable: the sequencer is gone.
+            LogUnavailable: the log has no sequencer, and gets none.
             DeadlineExceeded: it does not answer, or no write quorum answers it.
             LogNotFound. Unreachable: no node could be asked in time.
         """
-        connection = self._connection
-        limit_s = connection.config.timeout_s if timeout_s is None else timeout_s
-        deadline_s = connection.clock.monotonic_s() + limit_s
-        if connection.smart:
-            try:
-                found = await self._tail_from_sequencer(limit_s)
-            except (Unreachable, DeadlineExceeded):
-                found = None  # perhaps another node reaches it
-            if found is not None:
-                return found
-        request = log_pb2.FindTailRequest(log=self.name)
-        left_s = max(_TAIL_LAST_TRY_S, deadline_s - connection.clock.monotonic_s())
-        try:
-            answer = await connection.call(FIND_TAIL, request, timeout_s=left_s)
-        except DeadlineExceeded as error:
-            raise DeadlineExceeded(
-                f"the tail of {self.name} can't be confirmed: its sequencer, or a write quorum of "
-                "its log servers, does not answer"
-            ) from error
-        return Offset(answer.tail)
-
-    async def _tail_from_sequencer(self, limit_s: float) -> Offset | None:
-        connection, named = self._connection, None
-        attempt_s = min(connection.config.attempt_timeout_s, limit_s)
-        request = log_pb2.FindTailRequest(log=self.name, direct_only=True)
-        for attempt in range(_DIRECT_ATTEMPTS):
-            address = await self._route.sequencer_address(refresh=attempt > 0, named=named)
-            if not address:
-                return None
-            try:
-                answer = await connection.transport.call(
-                    address, FIND_TAIL, request, timeout_s=attempt_s
-                )
-            except NotSequencer as error:
-                named = error.sequencer_node_id
-            else:
-                return Offset(answer.tail)
-        return None
+        limit_s = self._connection.config.timeout_s if timeout_s is None else timeout_s
+        return await TailFinder(self._connection, self._route).find(limit_s)
 
     async def known_tail(self) -> Offset:
         """A tail that some log server knows: cheap, needs no sequencer, and may be behind.
@@ -303,7 +271,7 @@ class Log:
 
     async def describe(self) -> types_pb2.LogDescription:
         """The log's configuration, its chain and its nodes, fetched anew."""
-        return await self._route.describe(True)
+        return await self._route.describe()
 
     def learn(self, description: types_pb2.LogDescription) -> None:
         """Take a description that came with another answer, e.g. of the log's creation."""

@@ -9,11 +9,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from sharedlog.batch import BatchBuilder
 from sharedlog.errors import SharedLogError
 from sharedlog.ids import Offset
+
+
+class Bound(NamedTuple):
+    """No batch that is sent from then on lies below `offset`, unless a loss is accepted later.
+
+    Of two that hold, the greater one says more: told in a later segment, or higher.
+    """
+
+    segment_index: int  # of the segment that was open when it was told
+    offset: Offset
+
+
+NO_BOUND: Final = Bound(0, Offset(0))
 
 
 class AppendBatch:
@@ -21,15 +34,19 @@ class AppendBatch:
 
     __slots__ = (
         "builder",
+        "count",
         "data",
         "deadline_s",
         "done",
         "error",
         "first",
+        "floor",
         "opened_s",
         "retrieved",
+        "sequence",
         "size",
         "timeout_s",
+        "unresolved",
         "waiters",
     )
 
@@ -38,7 +55,13 @@ class AppendBatch:
         self.opened_s = opened_s
         self.timeout_s = timeout_s
         self.deadline_s = opened_s + timeout_s
-        self.data: bytes = b""  # encoded once, when it is sent for the first time
+        self.data: bytes = b""  # as it is sent; let go meanwhile if the builder can make it again
+        self.count = 0  # records; known once it is encoded
+        self.sequence = -1  # given when it is sent for the first time, and kept
+        # Some session had it and ended without saying what became of it: it may be in the log, but
+        # not below `floor`.
+        self.unresolved = False
+        self.floor = NO_BOUND
         self.size = 0  # bytes, as they are counted while the batch waits or is in flight
         self.done = False
         self.first = Offset(0)  # meaningful once done without error

@@ -16,7 +16,7 @@ from sharedlog.config import ReaderConfig
 from sharedlog.connection import Connection
 from sharedlog.errors import CorruptBatch, SharedLogError, Unreachable
 from sharedlog.ids import Offset
-from sharedlog.reader import START, ReadChunk, check_batches
+from sharedlog.read_progress import START, ReadChunk, check_batches
 from sharedlog.rpc.methods import READ
 from sharedlog.v1 import log_pb2
 

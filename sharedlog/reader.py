@@ -3,26 +3,33 @@
 Used by clients in smart mode, and by a node's front door to serve everyone else.
 
 Rules of this file. A segment's end comes from the chain alone. What a replica sends is checked
-against its checksums and must continue exactly where the reader stands. Nothing is skipped: a
-range that no replica can serve is an error.
+against its checksums, must continue exactly where the reader stands, and never reaches beyond the
+end of its segment. Nothing is skipped: a range that no replica can serve is an error.
 
-Theory of operation. The reader stands at `position`. It opens one stream at a time, to a replica of
-the segment that holds `position`, and hands out what comes. When the stream can't go on, it says
-why:
+Theory of operation. The reader stands at `position`, with a slice of the chain that holds it. It
+opens one stream at a time, to a replica of the segment there, and hands out what comes. When the
+stream can't go on, it says why:
 
     gap         the replica lacks or has damaged [first, end): another one must serve it
-    corrupt     a checksum did not match on arrival: the same
+    corrupt     a checksum did not match on arrival, or the batch does not belong here: likewise
+    told end    the replica was told that the segment ends; the reader asks for the chain until that
+                says so too, and goes on in the next segment
     behind      the replica does not know that `position` is committed: another may
-    silent      no message for `silence_s`, not even a heartbeat
+    silent      no message for `silence_s`, not even a heartbeat; no first one for a second
     error       unreachable, another store, not opened here, ...
 
-The first two are remembered for their range and replica, so that the reader does not ask again; the
-others put the replica aside for a while. The description is fetched anew after each failure, for a
-reader that lives long outlives the nodes that it began with.
+Gaps and corrupt batches are remembered for their range and replica, so that the reader does not ask
+again, until no replica is left: a hole may have been filled since it was seen. The others put the
+replica aside for a while. The description is fetched anew after each failure, for a reader that
+lives long outlives the nodes that it began with.
 
-`floor` is the highest offset known to be committed. Below it a record exists: not to get it is a
-fault, and after `timeout_s` without progress an error: `DataLoss` if every replica said for itself
-that it can't serve it, `Unreachable` otherwise. At or above it, waiting is what a follower does.
+`floor` is the highest offset known to be committed; the chain's ends are. Below it a record exists:
+not to get it is a fault, and after `timeout_s` without progress an error: `DataLoss` if every
+replica said for itself that it can't serve it, `Unreachable` otherwise. At or above it, waiting is
+what a follower does.
+
+A range whose loss an operator has accepted is a `DataLoss` at once, whatever some replica still has
+of it: all readers see the same gap, and can go on at its end.
 
 A follower whose replica is cut off from the sequencer would wait for ever beside a growing log, so
 an idle one asks another replica now and then how far it is.
@@ -33,10 +40,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable
 from random import Random
-from typing import Final, Literal, NamedTuple
+from typing import Final, Protocol
 
 from sharedlog.backoff import Backoff
 from sharedlog.batch import Placement, check_placed
@@ -44,7 +50,6 @@ from sharedlog.clock import Clock
 from sharedlog.config import ReaderConfig
 from sharedlog.errors import (
     CorruptBatch,
-    DataLoss,
     LogletNotOpen,
     OffsetOutOfRange,
     SharedLogError,
@@ -52,6 +57,24 @@ from sharedlog.errors import (
     WrongStorage,
 )
 from sharedlog.ids import LogId, LogletId, Offset
+from sharedlog.read_progress import (
+    START,
+    Aside,
+    Bad,
+    BadKind,
+    Progress,
+    ReadChunk,
+    Replica,
+    Verify,
+    accepted_loss,
+    check_batches,
+    data_loss,
+    live_replicas,
+    lost_at,
+    reached,
+    read_request,
+)
+from sharedlog.route import find_segment
 from sharedlog.rpc.methods import LIST_LOGLETS, READ_LOGLET
 from sharedlog.rpc.transport import ClientStream, Transport
 from sharedlog.v1 import log_server_pb2, types_pb2
@@ -64,67 +87,39 @@ _RETRY_MAX_S: Final = 1.0
 # way, and a hole may have been filled since it was seen.
 _MISSING_ROUNDS: Final = 2
 _PEEK_TIMEOUT_S: Final = 1.0
-START: Final = Offset(0)
+_FIRST_ANSWER_S: Final = 1.0  # of a stream: its state, or what it has, comes at once
+_END_WAIT_MIN_S: Final = 0.005  # until the chain says what a replica was told
+_END_WAIT_MAX_S: Final = 0.25
 
-Describe = Callable[[bool], Awaitable[types_pb2.LogDescription]]
-Verify = Callable[[bytes], Placement]
+
+class Describe(Protocol):
+    """Tells the log's description: at least the segment of `position`, if the chain has it."""
+
+    def __call__(
+        self, position: Offset, /, *, refresh: bool = False, min_version: int = 0
+    ) -> Awaitable[types_pb2.LogDescription]:
+        """`refresh`: a new one. `min_version`: there is a sign that the chain has come so far.
+
+        Each `refresh` is to ask another node, for one that is cut off from the metadata store tells
+        an old chain for as long as it is.
+        """
+        ...
+
+
 _Stream = ClientStream[log_server_pb2.ReadLogletRequest, log_server_pb2.ReadLogletResponse]
-_BadKind = Literal["hole", "damaged", "trimmed", "corrupt"]
 
-_GAP_KINDS: Final[dict[int, _BadKind]] = {
+_GAP_KINDS: Final[dict[int, BadKind]] = {
     log_server_pb2.ReadGap.REASON_HOLE: "hole",
     log_server_pb2.ReadGap.REASON_DAMAGED: "damaged",
     log_server_pb2.ReadGap.REASON_TRIMMED: "trimmed",
 }
 
 
-class ReadChunk(NamedTuple):
-    """What one message brought. No batches: a heartbeat."""
-
-    batches: Sequence[bytes]  # placed batches, each continuing the one before; not clipped
-    placements: Sequence[Placement]  # of the batches, one each
-    committed_tail: Offset  # the highest known to the reader, exclusive
-
-
-class _Bad(NamedTuple):
-    """A range [first, end) that one replica can't serve."""
-
-    storage_id: str
-    first: int
-    end: int
-    kind: _BadKind
-
-
-@dataclass(slots=True)
-class _Aside:
-    """A replica that is not to be asked before `until_s`."""
-
-    until_s: float
-    why: str
-    backoff: Backoff
-
-
-@dataclass(slots=True)
-class _Progress:
-    """Where one read stands."""
-
-    position: Offset
-    end: Offset | None
-    floor: Offset
-    since_s: float  # of the last progress, or sign that there is nothing to be had yet
-    missing_rounds: int = 0
-    refresh: bool = False  # the description failed us: fetch a new one
-    bad: list[_Bad] = field(default_factory=list)
-    aside: dict[str, _Aside] = field(default_factory=dict)
-    preferred: str = ""  # storage_id of the replica that served last
-
-
 class LogReader:
     """Reads batches of one log. One object serves any number of reads, also at the same time.
 
-    `describe(refresh)` gives the log's description, a new one if `refresh`. `verify` checks a
-    placed batch and returns its placement; a front door whose clients check again may pass
-    `parse_placement`.
+    `describe` tells the chain. `verify` checks a placed batch and returns its placement; a front
+    door whose clients check again may pass `parse_placement`.
     """
 
     def __init__(
@@ -155,28 +150,28 @@ class LogReader:
         stream.
 
         Raises:
-            DataLoss: no replica has a committed batch any more, by each one's own word.
+            DataLoss: no replica has a committed batch any more, by each one's own word, or the loss
+            was accepted; then reading can begin again at its `end`.
             Unreachable: for `timeout_s` no replica served what is known to be committed.
             OffsetOutOfRange: `start` lies below what is kept of the log.
             LogNotFound: the log is gone.
         """
-        at = _Progress(start, end, Offset(max(committed, 0)), self._clock.monotonic_s())
+        at = Progress(start, end, Offset(max(committed, 0)), self._clock.monotonic_s())
         while at.end is None or at.position < at.end:
-            description = await self._fetch_description(at)
-            if description is None:
-                continue
-            segment = _find_segment(description, at.position)
+            segment = await self._find(at)
             if segment is None:
-                at.refresh = True  # the chain is about to go on from here
-                await self._clock.sleep(_RETRY_MIN_S * (0.5 + self._rng.random()))
                 continue
-            replica = self._choose(at, description, segment)
+            assert at.description is not None
+            lost = lost_at(segment, at.position)
+            if lost is not None:
+                raise accepted_loss(lost, at.position)
+            replica = self._choose(at, at.description, segment)
             if replica is None:
                 await self._wait_or_fail(at, segment)
                 continue
             stream = self._transport.stream(replica.address, READ_LOGLET)
             try:
-                chunks = self._read_stream(at, stream, description, segment, replica)
+                chunks = self._read_stream(at, stream, at.description, segment, replica)
                 async with contextlib.aclosing(chunks):
                     async for chunk in chunks:
                         yield chunk
@@ -185,32 +180,78 @@ class LogReader:
             finally:
                 stream.cancel()
 
-    async def _fetch_description(self, at: _Progress) -> types_pb2.LogDescription | None:
-        """The description, or None after a wait if nobody told it; an error after `timeout_s`."""
+    # The chain.
+
+    async def _find(self, at: Progress) -> types_pb2.Segment | None:
+        """The segment that holds `position`; None after a wait if the chain could not be had."""
+        known = at.description
+        if known is not None and not at.refresh and not at.told_end:
+            segment = find_segment(known, at.position)
+            if segment is not None:
+                return self._enter(at, segment)
         try:
-            description = await self._describe(at.refresh)
+            if at.told_end and known is not None:
+                await self._await_end(at, known)
+            at.description = await self._describe(at.position, refresh=at.refresh)
         except SharedLogError as error:
             overdue = self._clock.monotonic_s() - at.since_s > self._config.timeout_s
             if not error.retryable or overdue:
                 raise
             await self._clock.sleep(_RETRY_MAX_S * (0.5 + self._rng.random()))
             return None
-        at.refresh = False
-        return description
+        at.refresh = at.told_end = False
+        segment = find_segment(at.description, at.position)
+        if segment is not None:
+            return self._enter(at, segment)
+        if at.description.chain and at.position < at.description.chain[0].base:
+            raise OffsetOutOfRange(offset=at.position, tail=None)
+        at.refresh = True  # the chain is about to go on from here
+        await self._clock.sleep(_RETRY_MIN_S * (0.5 + self._rng.random()))
+        return None
+
+    def _enter(self, at: Progress, segment: types_pb2.Segment) -> types_pb2.Segment:
+        """The chain says that all below the segment's base is committed, and its end if closed."""
+        proved = segment.end if segment.HasField("end") else segment.base
+        at.floor = max(at.floor, Offset(proved))
+        return segment
+
+    async def _await_end(self, at: Progress, known: types_pb2.LogDescription) -> None:
+        """Wait until the chain says that the segment has ended which `known` shows as open.
+
+        It has: who told the replica had changed the chain before. A node's view may be behind.
+        """
+        backoff = Backoff(self._rng, min_s=_END_WAIT_MIN_S, max_s=_END_WAIT_MAX_S)
+        before = find_segment(known, at.position)
+        give_up_s = self._clock.monotonic_s() + self._config.timeout_s
+        version = known.chain_version
+        while self._clock.monotonic_s() < give_up_s:
+            found = await self._describe(at.position, refresh=True, min_version=version + 1)
+            now = find_segment(found, at.position)
+            if now is not None and (before is None or now.index != before.index):
+                break
+            if now is not None and now.HasField("end"):
+                break
+            version = max(version, found.chain_version)
+            await self._clock.sleep(backoff.next_s())
+        at.refresh = False  # what `describe` has now is new
 
     # Which replica.
 
     def _choose(
         self,
-        at: _Progress,
+        at: Progress,
         description: types_pb2.LogDescription,
         segment: types_pb2.Segment,
-    ) -> _Replica | None:
-        """A replica that may have `position`: the one that served last, or else any."""
+    ) -> Replica | None:
+        """A replica that may have `position`: the one that served last, or else any.
+
+        Those that have failed and not served since come last: a dead one in many nodesets would
+        otherwise be asked again at every boundary.
+        """
         now_s = self._clock.monotonic_s()
         at.bad = [bad for bad in at.bad if bad.end > at.position]
         found = []
-        for replica in _live_replicas(description, segment):
+        for replica in live_replicas(description, segment):
             aside = at.aside.get(replica.storage_id)
             bad = any(
                 bad.storage_id == replica.storage_id and bad.first <= at.position for bad in at.bad
@@ -220,12 +261,13 @@ class LogReader:
         for replica in found:
             if replica.storage_id == at.preferred:
                 return replica
-        return self._rng.choice(found) if found else None
+        well = [replica for replica in found if replica.storage_id not in at.aside]
+        return self._rng.choice(well or found) if found else None
 
     def _put_aside(
         self,
-        at: _Progress,
-        replica: _Replica,
+        at: Progress,
+        replica: Replica,
         segment: types_pb2.Segment,
         error: SharedLogError | TimeoutError,
     ) -> None:
@@ -237,7 +279,7 @@ class LogReader:
             if at.position < at.floor:
                 # It never stored anything of this loglet: a hole from here on.
                 end = segment.end if segment.HasField("end") else at.floor
-                at.bad.append(_Bad(replica.storage_id, at.position, end, "hole"))
+                at.bad.append(Bad(replica.storage_id, at.position, end, "hole"))
             else:
                 at.since_s = self._clock.monotonic_s()  # nothing is there yet, and it said so
         elif isinstance(error, WrongStorage):
@@ -245,106 +287,134 @@ class LogReader:
         aside = at.aside.get(replica.storage_id)
         if aside is None:
             backoff = Backoff(self._rng, min_s=_RETRY_MIN_S, max_s=_RETRY_MAX_S)
-            aside = at.aside[replica.storage_id] = _Aside(0.0, "", backoff)
+            aside = at.aside[replica.storage_id] = Aside(0.0, "", backoff)
         aside.until_s = self._clock.monotonic_s() + aside.backoff.next_s()
         aside.why = f"{replica.node_id}: {why}"
         at.preferred = ""
-        at.refresh = at.refresh or not isinstance(error, _Behind)
+        at.refresh = True
         fields = {"replica": replica.node_id, "position": at.position, "error": str(why)}
         log.debug("reader.replica_failed", extra=fields)
 
-    async def _wait_or_fail(self, at: _Progress, segment: types_pb2.Segment) -> None:
+    async def _wait_or_fail(self, at: Progress, segment: types_pb2.Segment) -> None:
         """No replica can be asked now: wait for one, unless none will ever do or the time is up."""
         missing = [bad for bad in at.bad if bad.first <= at.position]
-        if len({bad.storage_id for bad in missing}) == len(segment.nodeset):
+        lacking = {bad.storage_id for bad in missing}
+        if all(replica.storage_id in lacking for replica in segment.nodeset):
             at.missing_rounds += 1
             if at.missing_rounds > _MISSING_ROUNDS:
-                raise _data_loss(at, missing)
-            at.bad.clear()
-        if self._clock.monotonic_s() - at.since_s > self._config.timeout_s:
+                raise data_loss(at, missing)
+        now_s = self._clock.monotonic_s()
+        if now_s - at.since_s > self._config.timeout_s:
             reasons = [aside.why for aside in at.aside.values()]
             reasons += [f"{bad.kind} on store {bad.storage_id[:8]}" for bad in missing]
             told = "; ".join(sorted(reasons)) or "no replica's node is known to be up"
             raise Unreachable(f"no replica serves offset {at.position}: {told}")
         at.refresh = True
-        times = [aside.until_s for aside in at.aside.values()]
-        wait_s = min(times, default=0.0) - self._clock.monotonic_s()
+        if missing:
+            if at.rounds is None:
+                at.rounds = Backoff(self._rng, min_s=_RETRY_MIN_S, max_s=_RETRY_MAX_S)
+            wait_s = at.rounds.next_s()
+            at.bad.clear()  # what was a hole may be filled by then
+        else:
+            wait_s = min((aside.until_s for aside in at.aside.values()), default=0.0) - now_s
         await self._clock.sleep(min(_RETRY_MAX_S, max(_RETRY_MIN_S, wait_s)))
 
     # One stream.
 
     async def _read_stream(
         self,
-        at: _Progress,
+        at: Progress,
         stream: _Stream,
         description: types_pb2.LogDescription,
         segment: types_pb2.Segment,
-        replica: _Replica,
+        replica: Replica,
     ) -> AsyncGenerator[ReadChunk, None]:
         """What one replica sends, until its end, a gap, or another replica would serve better.
 
         Raises what the replica raised, TimeoutError if it was silent, `_Behind` if it is behind.
         """
-        request = _request(at, description, segment, replica)
+        request = read_request(at, description, segment, replica)
         wanted = LogletId(LogId(description.log_id), segment.index)
-        silence_s = self._config.silence_s
-        async with asyncio.timeout(silence_s):
+        segment_end = segment.end if segment.HasField("end") else None
+        limit_s = min(self._config.silence_s, _FIRST_ANSWER_S * (1 << min(at.slow_starts, 8)))
+        at.slow_starts += 1
+        async with asyncio.timeout(limit_s):
             await stream.send(request)
             await stream.end()
         idle_since_s = self._clock.monotonic_s()
         while True:
-            async with asyncio.timeout(silence_s):
+            async with asyncio.timeout(limit_s):
                 message = await stream.receive()
             if message is None:
                 break
+            limit_s = self._config.silence_s
+            at.slow_starts = 0
             had = at.position
             good, placements, corrupt = check_batches(
-                self._verify, message.batches, at.position, wanted
+                self._verify, message.batches, at.position, wanted, segment_end
             )
             self._advance(at, replica, placements, Offset(message.committed_tail))
             yield ReadChunk(good, placements, at.floor)
-            if corrupt is not None:
-                end = Offset(at.position + 1)
-                at.bad.append(_Bad(replica.storage_id, at.position, end, "corrupt"))
-                fields = {"replica": replica.node_id, "offset": at.position, "error": str(corrupt)}
-                log.warning("reader.corrupt_batch", extra=fields)
-                return
-            if message.HasField("gap"):
-                self._on_gap(at, replica, message.gap)
-                return
-            if _reached(at, segment):
+            if self._ends(at, replica, segment, message, corrupt):
                 return
             now_s = self._clock.monotonic_s()
             if at.position > had:
                 idle_since_s = now_s
-            elif at.position < at.floor and message.committed_tail <= at.position:
+            elif segment_end is None and message.committed_tail <= at.position < at.floor:
                 raise _Behind(f"knows only offsets below {message.committed_tail}")
             elif now_s - idle_since_s >= self._config.idle_check_s:
                 idle_since_s = now_s
                 if await self._should_move(at, description, segment, replica):
                     return
-        if not _reached(at, segment):
-            at.refresh = at.refresh or not request.no_wait
-            raise _Behind(f"ended its stream at {at.position}")
+        raise _Behind(f"ended its stream at {at.position}")
+
+    def _ends(
+        self,
+        at: Progress,
+        replica: Replica,
+        segment: types_pb2.Segment,
+        message: log_server_pb2.ReadLogletResponse,
+        corrupt: CorruptBatch | None,
+    ) -> bool:
+        """Whether this message is the last that the stream is good for; why is remembered."""
+        if corrupt is not None:
+            self._on_corrupt(at, replica, corrupt)
+        elif message.HasField("gap"):
+            self._on_gap(at, replica, message.gap)
+        elif reached(at, segment):
+            return True
+        elif message.HasField("told_end") and not segment.HasField("end"):
+            at.told_end = True
+        else:
+            return False
+        return True
 
     def _advance(
-        self, at: _Progress, replica: _Replica, placements: list[Placement], tail: Offset
+        self, at: Progress, replica: Replica, placements: list[Placement], tail: Offset
     ) -> None:
         if placements:
             assert placements[-1].end > at.position
             at.position = placements[-1].end
             at.missing_rounds = 0
+            at.rounds = None
             at.preferred = replica.storage_id
             at.aside.pop(replica.storage_id, None)
         if placements or at.position >= at.floor:
             at.since_s = self._clock.monotonic_s()
         at.floor = max(at.floor, tail, at.position)
 
-    def _on_gap(self, at: _Progress, replica: _Replica, gap: log_server_pb2.ReadGap) -> None:
+    def _on_corrupt(self, at: Progress, replica: Replica, error: CorruptBatch) -> None:
+        """What it sent is no batch that can follow: it is not asked for that again."""
+        end = Offset(at.position + 1)
+        at.bad.append(Bad(replica.storage_id, at.position, end, "corrupt"))
+        fields = {"replica": replica.node_id, "offset": at.position, "error": str(error)}
+        log.warning("reader.corrupt_batch", extra=fields)
+
+    def _on_gap(self, at: Progress, replica: Replica, gap: log_server_pb2.ReadGap) -> None:
         """The replica can't serve [first, end): it is not asked for that again."""
         kind = _GAP_KINDS.get(gap.reason, "hole")
         end = max(gap.end, at.position + 1)
-        at.bad.append(_Bad(replica.storage_id, min(gap.first, at.position), end, kind))
+        at.bad.append(Bad(replica.storage_id, min(gap.first, at.position), end, kind))
         at.refresh = True
         at.preferred = ""
         fields = {"replica": replica.node_id, "first": gap.first, "end": gap.end, "reason": kind}
@@ -352,17 +422,18 @@ class LogReader:
 
     async def _should_move(
         self,
-        at: _Progress,
+        at: Progress,
         description: types_pb2.LogDescription,
         segment: types_pb2.Segment,
-        present: _Replica,
+        present: Replica,
     ) -> bool:
         """Nothing came for a while: has the segment ended, or does another replica have more?"""
         try:
-            newer = await self._describe(True)
-            if _find_segment(newer, at.position) != segment:
+            newer = await self._describe(at.position, refresh=True)
+            if find_segment(newer, at.position) != segment:
+                at.description = newer
                 return True
-            others = _live_replicas(newer, segment)
+            others = live_replicas(newer, segment)
             others = [other for other in others if other.storage_id != present.storage_id]
             if not others:
                 return False
@@ -384,106 +455,7 @@ class LogReader:
         return True
 
 
-def check_batches(
-    verify: Verify, batches: Sequence[bytes], position: Offset, wanted: LogletId | None
-) -> tuple[list[bytes], list[Placement], CorruptBatch | None]:
-    """The batches up to the first that is wrong, their placements, and what is wrong with it.
-
-    They must be whole, of the `wanted` loglet if that is known, and go on at `position` without a
-    gap; the first may begin below it.
-    """
-    good: list[bytes] = []
-    placements: list[Placement] = []
-    for placed in batches:
-        try:
-            placement = verify(placed)
-        except CorruptBatch as error:
-            return good, placements, error
-        first, end = placement.first, placement.end
-        if wanted is not None and placement.loglet != wanted:
-            wrong = CorruptBatch(f"a batch of {placement.loglet} came for {wanted}")
-            return good, placements, wrong
-        if not (first == position if placements else first <= position < end):
-            wrong = CorruptBatch(f"[{first}, {end}) does not go on at {position}")
-            return good, placements, wrong
-        good.append(placed)
-        placements.append(placement)
-        position = end
-    return good, placements, None
-
-
 class _Behind(SharedLogError):
     """The replica can't go on although it did nothing wrong. Never leaves this module."""
 
     retryable = True
-
-
-class _Replica(NamedTuple):
-    node_id: str
-    storage_id: str
-    address: str
-
-
-def _live_replicas(
-    description: types_pb2.LogDescription, segment: types_pb2.Segment
-) -> list[_Replica]:
-    """Members of the nodeset whose node serves the very store that the chain names."""
-    nodes = {node.node_id: node for node in description.nodes}
-    found = []
-    for member in segment.nodeset:
-        node = nodes.get(member.node_id)
-        if node is not None and node.address and node.storage_id == member.storage_id:
-            found.append(_Replica(member.node_id, member.storage_id, node.address))
-    return found
-
-
-def _find_segment(
-    description: types_pb2.LogDescription, position: Offset
-) -> types_pb2.Segment | None:
-    """The segment that holds `position`; None if the chain does not reach it yet."""
-    for segment in description.chain:
-        if position < segment.base:
-            break
-        if not segment.HasField("end") or position < segment.end:
-            return segment
-    else:
-        return None
-    raise OffsetOutOfRange(offset=position, tail=None)
-
-
-def _request(
-    at: _Progress,
-    description: types_pb2.LogDescription,
-    segment: types_pb2.Segment,
-    replica: _Replica,
-) -> log_server_pb2.ReadLogletRequest:
-    closed = segment.HasField("end")
-    ends = [end for end in (at.end, segment.end if closed else None) if end is not None]
-    request = log_server_pb2.ReadLogletRequest(
-        storage_id=replica.storage_id,
-        loglet=types_pb2.LogletId(log_id=description.log_id, segment_index=segment.index),
-        start=at.position,
-        # Below the floor nothing is worth waiting for: who is behind says so, and another is asked.
-        no_wait=at.end is not None and at.end <= at.floor,
-    )
-    if ends:
-        request.end = min(ends)
-    if closed:
-        request.segment_end = segment.end
-    return request
-
-
-def _reached(at: _Progress, segment: types_pb2.Segment) -> bool:
-    """The read, or the segment, is done."""
-    return (at.end is not None and at.position >= at.end) or (
-        segment.HasField("end") and at.position >= segment.end
-    )
-
-
-def _data_loss(at: _Progress, missing: Sequence[_Bad]) -> DataLoss:
-    end = min(bad.end for bad in missing)
-    if at.end is not None:
-        end = min(end, at.end)
-    kinds = ", ".join(sorted({bad.kind for bad in missing}))
-    message = f"offsets [{at.position}, {end}) can't be read from any replica ({kinds})"
-    return DataLoss(message, first=at.position, end=max(end, at.position + 1))

@@ -29,6 +29,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 Run = Callable[["Target", dict[str, Any]], Coroutine[Any, Any, "Result"]]
 _RECORD_BYTES = click.IntRange(1, 8_000_000)
 _SECONDS = click.FloatRange(min=0.1)
+_ROUNDS = click.IntRange(0, 100_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +221,80 @@ def tail(
             raise CliFailure(str(errors.exceptions[0])) from errors
 
     _run(settings, CommonOptions(**common), {"seconds": seconds, "rate": rate}, run)
+
+
+@bench.command(
+    cls=ExamplesCommand,
+    examples="""
+sharedlog bench failover                           all of it: some ten minutes
+sharedlog bench failover --planned 10 --kill 5 --pause 0 --partition 0 --reconfigurations 0
+sharedlog bench failover --json > failover.json
+""",
+)
+@click.option("--planned", type=_ROUNDS, default=50, show_default=True, help="Hand-overs.")
+@click.option("--shutdown", type=_ROUNDS, default=10, show_default=True, help="SIGTERMs.")
+@click.option("--kill", type=_ROUNDS, default=30, show_default=True, help="kill -9.")
+@click.option("--pause", type=_ROUNDS, default=20, show_default=True, help="SIGSTOPs.")
+@click.option("--partition", type=_ROUNDS, default=20, show_default=True, help="As root only.")
+@click.option(
+    "--reconfigurations",
+    type=_ROUNDS,
+    default=1000,
+    show_default=True,
+    help="Of one log, whose throughput is measured before and after.",
+)
+@click.option("--nodes", type=click.IntRange(3, 9), default=3, show_default=True)
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where the cluster has its data.  [default: the temporary directory]",
+)
+@output_options
+@pass_settings
+def failover(settings: Settings, /, **asked: Any) -> None:
+    """How long appends stop when a log's sequencer moves, dies, sleeps or is cut off.
+
+    On a fresh cluster of this machine. The gap of a round is the longest time between two
+    acknowledgements that a client saw who appends without pause. Ends with exit code 1 if the
+    client saw an error, or if a record was lost, came twice or out of order.
+    """
+    from sharedlog.benchmark.failover import FailoverPlan, run_failover
+    from sharedlog.benchmark.target import run_precisely
+    from sharedlog.cli.output import note, print_json
+    from sharedlog.cli.store import require_server_packages
+    from sharedlog.dev_cluster import DevClusterError
+    from sharedlog.dev_network import DevNetworkError
+    from sharedlog.tuning import tune_process
+
+    require_server_packages()
+    tune_process()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        found = run_precisely(run_failover(FailoverPlan(**asked), note))
+    except (DevClusterError, DevNetworkError) as error:
+        raise CliFailure(str(error)) from error
+    if settings.json:
+        print_json(found)
+    else:
+        _print_failover(found)
+    if any(found[name] for name in ("client_errors", "lost", "duplicated", "reordered")):
+        raise SilentExit(1)
+
+
+def _print_failover(found: dict[str, Any]) -> None:
+    from sharedlog.cli.output import Column, print_table
+
+    rows = []
+    for kind in ("planned", "shutdown", "kill", "pause", "partition"):
+        gap = found[kind]["gap_ms"] or {"p50": found[kind].get("skipped", ""), "max": ""}
+        rows.append([kind, str(found[kind]["n"]), str(gap["p50"]), str(gap["max"])])
+    names = ("records", "client_errors", "lost", "duplicated", "reordered")
+    rows += [[name.replace("_", " "), f"{found[name]:,}", "", ""] for name in names]
+    for name, value in found.get("throughput", {}).items():
+        rows.append([name.replace("_", " "), f"{value:,}", "", ""])
+    names_of_columns = ("N", "GAP P50 MS", "GAP MAX MS")
+    print_table([Column(""), *(Column(name, right=True) for name in names_of_columns)], rows)
 
 
 def _run(settings: Settings, common: CommonOptions, asked: dict[str, Any], run: Run) -> None:

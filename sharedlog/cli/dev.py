@@ -146,7 +146,7 @@ class _Run:
         try:
             if await self._start():
                 try:
-                    await self._say_ready()
+                    self._say_ready()
                     await self._watch()
                 finally:
                     self._progress("stopping ...")
@@ -191,8 +191,7 @@ class _Run:
             return error
         return None
 
-    async def _say_ready(self) -> None:
-        stale = await self._find_stale_logs() if self._request.earlier_nodes else []
+    def _say_ready(self) -> None:
         if self._settings.json:
             print_json(
                 {
@@ -202,13 +201,12 @@ class _Run:
                     "kept": self._request.kept,
                     "nodes": [_describe(node) for node in self._cluster.nodes.values()],
                     "metadata": _describe(self._cluster.metadata),
-                    "read_only_logs": stale,
                 }
             )
         else:
             self._print_table()
         sys.stdout.flush()
-        self._say_where(stale)
+        self._say_where()
 
     def _print_table(self) -> None:
         print_table(
@@ -219,7 +217,7 @@ class _Run:
             ],
         )
 
-    def _say_where(self, stale: list[str]) -> None:
+    def _say_where(self) -> None:
         request, cluster = self._request, self._cluster
         if request.kept:
             note(f"data: {cluster.directory} (kept; start it again with the same --dir)")
@@ -231,12 +229,6 @@ class _Run:
                 f"warning: {cluster.directory} has data of {request.earlier_nodes} nodes, but "
                 f"{request.nodes} are started; logs that lie on the others miss replicas"
             )
-        if stale:
-            names = ", ".join(stale[:5]) + (", ..." if len(stale) > 5 else "")
-            note(
-                f"warning: {plural(len(stale), 'log')} of an earlier run can be read but refuse "
-                f"appends until reconfigured, for the process that ordered them is gone: {names}"
-            )
         if not self._settings.json:
             address = "" if cluster.address == DEFAULT_ADDRESS else f" -a {cluster.address}"
             note(f"\ntry: sharedlog log create orders{address}")
@@ -244,18 +236,6 @@ class _Run:
             note(f"     sharedlog tail orders -f{address}")
             note(f"     sharedlog status --watch{address}")
             note("Ctrl-C stops everything.")
-
-    async def _find_stale_logs(self) -> list[str]:
-        """Logs of an earlier run that take no appends; empty if that can't be found out."""
-        from sharedlog import SharedLogError, connect
-
-        try:
-            async with connect(self._cluster.address) as cluster:
-                status = await cluster.status()
-        except SharedLogError as error:
-            note(f"warning: the state of the logs of the earlier run is not known: {error}")
-            return []
-        return [log.name for log in status.logs if not log.accepts_appends]
 
     async def _watch(self) -> None:
         while not self._stop.is_set():

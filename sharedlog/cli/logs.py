@@ -1,4 +1,4 @@
-"""`sharedlog log`: create, list and describe logs."""
+"""`sharedlog log`: the group, and those of its commands that make and show logs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 from sharedlog import errors
 from sharedlog.cli.app import (
     ExamplesCommand,
+    Lazy,
     LazyGroup,
     Settings,
     cluster_options,
@@ -16,26 +17,50 @@ from sharedlog.cli.app import (
 )
 from sharedlog.cli.output import Column, iso_time, note, plural, print_json, print_table
 from sharedlog.cli.session import with_cluster
-from sharedlog.cli.views import Json, view_log
+from sharedlog.cli.views import Json, spread_text, view_log
 
 if TYPE_CHECKING:
     from sharedlog import Cluster
 
 
+_HERE = "sharedlog.cli.logs"
+_CHAIN = "sharedlog.cli.chain"
+_RECONFIGURE = "sharedlog.cli.reconfigure"
+_SECTIONS = {
+    "Logs": {
+        "create": Lazy(_HERE, "create", "Create a log."),
+        "ls": Lazy(_HERE, "list_logs", "List the logs."),
+        "describe": Lazy(_HERE, "describe", "Show one log's configuration, tail and chain."),
+    },
+    "Change": {
+        "reconfigure": Lazy(_RECONFIGURE, "reconfigure", "Change sequencer, servers or quorum."),
+        "seal": Lazy(_RECONFIGURE, "seal", "End the open segment and go on in a new one."),
+    },
+    "Inspect and repair": {
+        "chain": Lazy(_CHAIN, "chain", "Show every segment."),
+        "digest": Lazy(_CHAIN, "digest", "Show which log server holds what."),
+        "check": Lazy(_CHAIN, "check", "Read and compare all replicas."),
+        "accept-loss": Lazy(_CHAIN, "accept_loss", "Give up what no server can give back."),
+    },
+}
+
+
 @click.group(
     cls=LazyGroup,
+    sections=_SECTIONS,
     examples="""
 sharedlog log create orders --replicas 3 --write-quorum 2
-sharedlog log ls
 sharedlog log describe orders
+sharedlog log reconfigure orders --sequencer n2
+sharedlog log digest orders
 """,
 )
 @cluster_options
 def log() -> None:
-    """Create, list and describe logs."""
+    """Create, inspect and change logs."""
 
 
-@log.command(
+@click.command(
     cls=ExamplesCommand,
     examples="""
 sharedlog log create orders                     replicas and quorum by the cluster's default
@@ -90,7 +115,7 @@ def _placement(found: Json) -> str:
     )
 
 
-@log.command(
+@click.command(
     name="ls",
     cls=ExamplesCommand,
     examples="""
@@ -137,7 +162,7 @@ def list_logs(settings: Settings, prefix: str) -> None:
     )
 
 
-@log.command(cls=ExamplesCommand, examples="sharedlog log describe orders")
+@click.command(cls=ExamplesCommand, examples="sharedlog log describe orders")
 @click.argument("name")
 @cluster_options
 @pass_settings
@@ -173,6 +198,7 @@ def _print_description(found: Json) -> None:
             "write quorum",
             f"{found['write_quorum']} (each acknowledged append is fsynced on so many)",
         ),
+        ("spread", spread_text(found["spread"]) or "none asked for"),
         ("tail", f"{at_least}{found['tail']}"),
     ):
         click.echo(f"{label + ':':14}{text}")

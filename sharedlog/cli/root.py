@@ -15,8 +15,8 @@ _SECTIONS: Final = {
         "tail": Lazy("sharedlog.cli.read", "tail", "Show a log's last records."),
     },
     "Cluster": {
-        "log": Lazy("sharedlog.cli.logs", "log", "Create, list and describe logs."),
-        "node": Lazy("sharedlog.cli.nodes", "node", "List the nodes."),
+        "log": Lazy("sharedlog.cli.logs", "log", "Create, inspect and change logs."),
+        "node": Lazy("sharedlog.cli.nodes", "node", "List, describe and drain nodes."),
         "status": Lazy("sharedlog.cli.status", "status", "What is wrong, nodes, logs."),
     },
     "This machine": {

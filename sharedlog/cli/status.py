@@ -99,9 +99,11 @@ def _print(settings: Settings, found: Json) -> None:
         return
     _print_problems(found["problems"])
     click.echo(f"cluster {found['cluster_id']}, metadata {found['metadata']}")
+    click.echo(f"controller {found['controller'] or 'none now'}")
     click.echo()
     print_nodes(found["nodes"])
     click.echo()
+    _print_work(found["work"])
     if found["logs"]:
         _print_logs(found["logs"])
     else:
@@ -126,6 +128,25 @@ def _print_problems(problems: list[Json]) -> None:
     click.echo()
 
 
+def _print_work(work: list[Json]) -> None:
+    if not work:
+        return
+    print_table(
+        [Column("WORK"), Column("ON"), Column("NODE"), Column("DONE", right=True), Column("NOW")],
+        [
+            [
+                entry["kind"],
+                entry["subject"],
+                entry["node_id"],
+                f"{entry['done']}/{entry['total']}" if entry["total"] else str(entry["done"]),
+                entry["message"],
+            ]
+            for entry in work
+        ],
+    )
+    click.echo()
+
+
 def _print_logs(logs: list[Json]) -> None:
     print_table(
         [
@@ -135,6 +156,7 @@ def _print_logs(logs: list[Json]) -> None:
             Column("SEQUENCER"),
             Column("REPLICAS UP", right=True),
             Column("QUORUM", right=True),
+            Column("SEGMENTS", right=True),
             Column("BEHIND"),
         ],
         [
@@ -145,6 +167,7 @@ def _print_logs(logs: list[Json]) -> None:
                 log["sequencer"]["node_id"],
                 _replicas_up(log),
                 str(log["write_quorum"]),
+                str(log["segments"]),
                 " ".join(log["under_replicated_on"]),
             ]
             for log in logs

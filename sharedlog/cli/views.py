@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sharedlog.v1 import cluster_pb2, types_pb2
+    from sharedlog.v1 import admin_pb2, cluster_pb2, log_server_pb2, types_pb2
 
 Json = dict[str, Any]
 
 _SEVERITIES = {1: "warning", 2: "error"}
+_HOLDINGS = {1: "holds", 2: "hole", 3: "damaged", 4: "no answer", 5: "lost"}
+_FINDINGS = {1: "missing", 2: "damaged", 3: "disagree", 4: "lost", 5: "no answer"}
 
 
 def view_log(log: types_pb2.LogDescription) -> Json:
@@ -22,9 +24,10 @@ def view_log(log: types_pb2.LogDescription) -> Json:
         "log_id": f"{log.log_id:016x}",
         "replicas": log.replicas,
         "write_quorum": log.write_quorum,
+        "spread": dict(log.spread),
         "created_ms": log.created_ms,
         "chain_version": log.chain_version,
-        "chain": [_view_segment(segment) for segment in log.chain],
+        "chain": [view_segment(segment) for segment in log.chain],
         "nodes": [
             {
                 "node_id": node.node_id,
@@ -37,7 +40,8 @@ def view_log(log: types_pb2.LogDescription) -> Json:
     }
 
 
-def _view_segment(segment: types_pb2.Segment) -> Json:
+def view_segment(segment: types_pb2.Segment) -> Json:
+    """One segment of a chain; `end` is null while it is open."""
     return {
         "index": segment.index,
         "base": segment.base,
@@ -52,6 +56,70 @@ def _view_segment(segment: types_pb2.Segment) -> Json:
             for replica in segment.nodeset
         ],
         "write_quorum": segment.write_quorum,
+        "spread": dict(segment.spread),
+        "lost": [
+            {
+                "first": lost.first,
+                "end": lost.end,
+                "accepted_ms": lost.accepted_ms,
+                "reason": lost.reason,
+            }
+            for lost in segment.lost
+        ],
+    }
+
+
+def spread_text(spread: dict[str, int]) -> str:
+    """As it is typed: "zone:2,node:3"."""
+    return ",".join(f"{level}:{count}" for level, count in sorted(spread.items()))
+
+
+def view_digest(digest: admin_pb2.DigestLogResponse) -> Json:
+    """One segment: which replica holds what."""
+    return {
+        "segment": view_segment(digest.segment),
+        "end": digest.end,
+        "replicas": [
+            {
+                "node_id": one.replica.node_id,
+                "storage_id": one.replica.storage_id,
+                "error": one.error or None,
+                "status": _view_loglet(one.status) if one.HasField("status") else None,
+            }
+            for one in digest.replicas
+        ],
+        "ranges": [
+            {
+                "first": part.first,
+                "end": part.end,
+                "holdings": [_HOLDINGS.get(holding, "unknown") for holding in part.holdings],
+                "under_replicated": part.under_replicated,
+            }
+            for part in digest.ranges
+        ],
+    }
+
+
+def _view_loglet(status: log_server_pb2.LogletStatus) -> Json:
+    return {
+        "base": status.base,
+        "local_start": status.local_start,
+        "local_tail": status.local_tail,
+        "committed_tail": status.committed_tail,
+        "sealed": status.sealed,
+        "told_end": status.told_end if status.HasField("told_end") else None,
+    }
+
+
+def view_finding(finding: admin_pb2.CheckFinding) -> Json:
+    """What `log check` found wrong, and where."""
+    return {
+        "kind": _FINDINGS.get(finding.kind, "unknown"),
+        "segment_index": finding.segment_index,
+        "first": finding.first,
+        "end": finding.end,
+        "node_id": finding.node_id or None,
+        "message": finding.message,
     }
 
 
@@ -74,6 +142,18 @@ def view_status(status: cluster_pb2.GetStatusResponse) -> Json:
         ],
         "nodes": [view_node(node) for node in status.nodes],
         "logs": [_view_log_status(log) for log in status.logs],
+        "controller": status.controller or None,
+        "work": [
+            {
+                "kind": work.kind,
+                "subject": work.subject,
+                "message": work.message,
+                "done": work.done,
+                "total": work.total or None,
+                "node_id": work.node_id,
+            }
+            for work in status.work
+        ],
     }
 
 
@@ -89,6 +169,9 @@ def view_node(node: cluster_pb2.NodeStatus) -> Json:
         "roles": list(node.roles),
         "alive": node.alive,
         "error": node.error or None,
+        "state": node.state or None,
+        "segments": node.segments,
+        "open_segments": node.open_segments,
     }
     own: Json = {
         "read_only": node.read_only,
@@ -114,4 +197,7 @@ def _view_log_status(log: cluster_pb2.LogStatus) -> Json:
         "known_tail": log.known_tail,
         "replicas_alive": log.replicas_alive,
         "under_replicated_on": list(log.under_replicated_on),
+        "segments": log.segments,
+        "segments_under_replicated": log.segments_under_replicated,
+        "unrepairable": log.unrepairable or None,
     }

@@ -81,7 +81,8 @@ def test_what_the_cluster_refuses_is_one_line(
 def test_status_and_nodes_in_json(cli: Cli, log: str, cluster: DevCluster) -> None:
     """A healthy cluster: no problems, three nodes, the log takes appends."""
     status = cli.ok("status", "--json").json
-    assert set(status) == {"cluster_id", "metadata", "problems", "nodes", "logs"}
+    keys = {"cluster_id", "metadata", "problems", "nodes", "logs", "controller", "work"}
+    assert set(status) == keys
     assert "single point of failure" in status["metadata"]
     assert [node["address"] for node in status["nodes"]] == cluster.addresses
     for node in status["nodes"]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from sharedlog.append_queue import AppendQueue
-from sharedlog.batch import BatchBuilder, parse_batch_header
+from sharedlog.append_queue import AppendQueue, Opening
+from sharedlog.batch import BatchBuilder, BatchProducer, check_batch, parse_batch_header
 from sharedlog.config import AppenderConfig
 from sharedlog.errors import (
     AppendIndefinite,
@@ -22,17 +18,35 @@ from sharedlog.errors import (
     ProtocolError,
     RecordTooLarge,
     SharedLogError,
-    Unreachable,
 )
 from sharedlog.ids import Offset
 from sharedlog.limits import RECORD_BYTES_MAX
-from sharedlog.pending import AppendBatch, PendingAppend
+from sharedlog.pending import PendingAppend
 
-LOST = Unreachable("gone")
+PRODUCER = 0xFEED
 
 
 def make(**settings_: float) -> AppendQueue:
-    return AppendQueue(AppenderConfig(**settings_))  # type: ignore[arg-type]  # numbers by name
+    config = AppenderConfig(**settings_)  # type: ignore[arg-type]  # numbers by name
+    queue = AppendQueue(config, producer_id=PRODUCER)
+    reopen(queue)
+    return queue
+
+
+def reopen(
+    queue: AppendQueue, *, floor: int = 0, segment_index: int = 0, batches_max: int = 0
+) -> Opening:
+    """The next session is open; what it was told."""
+    opening = queue.opening()
+    queue.on_opened(floor=Offset(floor), segment_index=segment_index, batches_max=batches_max)
+    return opening
+
+
+def send(queue: AppendQueue, *, now_s: float = 0.0) -> BatchProducer:
+    """Send a batch; under which name it went."""
+    batch = queue.next_to_send(now_s)
+    assert batch is not None
+    return parse_batch_header(batch.data).producer
 
 
 def put(queue: AppendQueue, value: bytes, *, now_s: float = 0.0) -> PendingAppend:
@@ -136,18 +150,135 @@ def test_whole_batches_are_checked_when_they_come() -> None:
     assert not queue.has_unsent()
 
 
-def test_a_lost_session_leaves_what_was_sent_unknown_and_what_was_not_waiting() -> None:
-    """Field note 41: in flight is indefinite; not sent is sent later."""
-    queue = make(slots=1)
-    sent = put(queue, b"a")
-    queue.next_to_send(0.0)
-    unsent = put(queue, b"b")
-    assert queue.on_session_lost(LOST) == 1
-    assert outcome(sent) is AppendIndefinite
-    assert outcome(unsent) is None
-    assert queue.next_to_send(0.0) is not None
-    queue.on_result(Offset(7), None)
-    assert outcome(unsent) == 7
+def test_what_a_lost_session_had_is_sent_again_first_and_under_the_same_name() -> None:
+    """Field notes 36 and 41: in flight is unresolved, and goes ahead of what was not sent yet."""
+    queue = make(batch_records=1)
+    pending = [put(queue, value) for value in (b"a", b"b", b"c")]
+    names = [send(queue), send(queue)]
+    assert names == [(PRODUCER, 0, 0), (PRODUCER, 0, 1)]
+    assert queue.on_session_lost() == 2
+    assert [outcome(p) for p in pending] == [None, None, None], "nothing is reported yet"
+    assert reopen(queue) == (0, True, 0, 0)
+    assert [send(queue), send(queue), send(queue)] == [*names, (PRODUCER, 0, 2)]
+    for offset in (7, 8, 9):
+        queue.on_result(Offset(offset), None)
+    assert [outcome(p) for p in pending] == [7, 8, 9]
+    queue.check_invariants()
+
+
+def test_an_unresolved_batch_is_looked_for_where_it_can_be() -> None:
+    """Not below the floor of the session that first had it, nor below what was acknowledged before
+    it; a later session's floor says nothing."""
+    queue = make(batch_records=1)
+    queue.on_session_lost()
+    reopen(queue, floor=100)
+    for value in (b"a", b"b", b"c"):
+        put(queue, value)
+        send(queue)
+    queue.on_session_lost()
+    assert reopen(queue, floor=500) == (0, True, 100, 0)
+    for _ in range(3):
+        send(queue)
+    queue.on_result(Offset(120), None)
+    queue.on_session_lost()
+    assert reopen(queue, floor=900) == (1, True, 121, 0)
+
+
+def test_what_a_session_that_moved_has_not_answered_is_new_again() -> None:
+    """It was never admitted: nothing is looked for, the names stay, and failing it is definite."""
+    queue = make(batch_records=1, timeout_s=5)
+    first, second = put(queue, b"a"), put(queue, b"b")
+    names = [send(queue), send(queue)]
+    queue.on_result(Offset(3), None)
+    queue.on_session_moved()
+    assert reopen(queue, floor=50) == (1, False, 0, 0)
+    assert send(queue) == names[1]
+    queue.on_session_moved()
+    queue.on_time(5, None)
+    assert outcome(first) == 3
+    assert outcome(second) is DeadlineExceeded
+
+
+def test_a_move_does_not_clear_up_what_was_unresolved_before() -> None:
+    """Only an answer settles a batch that an earlier session may have got into the log."""
+    queue = make(batch_records=1, timeout_s=5)
+    pending = put(queue, b"a")
+    send(queue)
+    queue.on_session_lost()
+    reopen(queue)
+    send(queue)
+    queue.on_session_moved()
+    assert reopen(queue).unresolved
+    queue.on_session_moved()
+    queue.on_time(5, None)
+    assert outcome(pending) is AppendIndefinite
+
+
+def test_the_server_bounds_the_batches_in_flight() -> None:
+    """As many as it remembers of a producer, so that it knows each repetition."""
+    queue = make(batch_records=1)
+    queue.on_session_lost()
+    reopen(queue, batches_max=2)
+    for value in (b"a", b"b", b"c"):
+        put(queue, value)
+    send(queue)
+    send(queue)
+    assert queue.next_to_send(0) is None
+    queue.on_result(Offset(0), None)
+    assert send(queue).sequence == 2
+
+
+def test_a_gap_in_the_sequences_needs_another_session() -> None:
+    """A batch between two unresolved ones ran out of time: a session can't carry both sides."""
+    queue = make(batch_records=1)
+    pending = [
+        queue.put(b"x", None, None, timeout_s=timeout_s, now_s=0) for timeout_s in (30, 1, 30)
+    ]
+    for _ in range(3):
+        send(queue)
+    queue.on_session_lost()
+    queue.on_time(1, None)
+    assert outcome(pending[1]) is AppendIndefinite
+    assert reopen(queue) == (0, True, 0, 0)
+    assert send(queue).sequence == 0
+    assert queue.next_to_send(0) is None
+    assert not queue.must_reopen(0), "an answer is due yet"
+    queue.on_result(Offset(10), None)
+    assert queue.next_to_send(0) is None
+    assert queue.must_reopen(0)
+    queue.on_session_moved()
+    assert reopen(queue) == (2, True, 11, 0)
+    assert not queue.must_reopen(0)
+    assert send(queue).sequence == 2
+    queue.check_invariants()
+
+
+def test_a_batch_that_is_never_sent_takes_no_sequence() -> None:
+    """Only what a session had leaves a gap."""
+    queue = make(batch_records=1, timeout_s=1)
+    put(queue, b"a", now_s=0)
+    late = put(queue, b"b", now_s=0.5)
+    opening = queue.opening()
+    queue.on_time(1, None)
+    queue.on_opened(floor=Offset(0))
+    assert opening.next_sequence == 0
+    assert send(queue, now_s=1).sequence == 0
+    queue.on_result(Offset(0), None)
+    assert outcome(late) == 0
+
+
+def test_an_answer_against_the_order_is_the_peers_fault() -> None:
+    """An offset below one that was acknowledged can't be that of a later batch."""
+    queue = make(batch_records=1)
+    pending = [put(queue, value) for value in (b"a", b"b")]
+    send(queue)
+    send(queue)
+    queue.on_result(Offset(5), None)
+    with pytest.raises(ProtocolError):
+        queue.on_result(Offset(5), None)
+    queue.on_session_lost()
+    assert outcome(pending[1]) is None
+    assert reopen(queue).unresolved
 
 
 def test_time_runs_out_indefinite_when_sent_and_definite_when_not() -> None:
@@ -186,25 +317,88 @@ def test_a_refused_batch_is_sent_again_ahead_of_the_others() -> None:
     assert queue.next_to_send(0) is not None
     queue.on_result(Offset(0), Overloaded("busy", retry_after_s=0.1))
     assert queue.next_to_send(0) is None, "what follows must not pass it"
-    queue.on_result(Offset(0), Overloaded("busy", retry_after_s=0.1))
-    queue.on_session_lost(Overloaded("busy", retry_after_s=0.1))
+    queue.on_session_lost()
+    assert reopen(queue) == (0, False, 0, 0), "a session takes nothing behind a refusal"
     for offset in range(3):
         assert queue.next_to_send(0) is not None
         queue.on_result(Offset(offset), None)
     assert [outcome(p) for p in pending] == [0, 1, 2]
 
 
-def test_a_refused_batch_fails_if_a_later_one_got_in() -> None:
-    """Sending it again would put it behind a record that was appended after it."""
+def test_a_batch_that_fails_for_good_does_not_take_the_others_along() -> None:
+    """It fails by itself, definitely; what was sent behind it goes out on another session."""
     queue = make(batch_records=1)
     first, second = put(queue, b"a"), put(queue, b"b")
-    queue.next_to_send(0)
-    queue.next_to_send(0)
-    queue.on_result(Offset(0), Overloaded("busy", retry_after_s=0.1))
-    queue.on_result(Offset(0), None)
-    queue.on_session_lost(LOST)
-    assert outcome(second) == 0
-    assert outcome(first) is Overloaded
+    send(queue)
+    send(queue)
+    queue.on_result(Offset(0), RecordTooLarge(size_bytes=9, max_bytes=8))
+    queue.on_session_lost()
+    assert outcome(first) is RecordTooLarge
+    assert reopen(queue) == (1, False, 0, 0)
+    assert send(queue).sequence == 1
+    queue.on_result(Offset(4), None)
+    assert outcome(second) == 4
+
+
+def test_no_failure_of_an_unresolved_batch_is_called_definite() -> None:
+    """Promise 5: an earlier session may have got it in, whatever a later one says."""
+    queue = make(batch_records=1)
+    pending = put(queue, b"a")
+    send(queue)
+    queue.on_session_lost()
+    reopen(queue)
+    send(queue)
+    queue.on_result(Offset(0), RecordTooLarge(size_bytes=9, max_bytes=8))
+    assert outcome(pending) is AppendIndefinite
+
+
+def test_closing_tells_what_was_sent_from_what_was_not() -> None:
+    """No more sessions: definite for what none ever had."""
+    queue = make(slots=1)
+    sent = put(queue, b"a")
+    send(queue)
+    unsent = put(queue, b"b")
+    queue.end(InvalidArgument("closed"))
+    assert outcome(sent) is AppendIndefinite
+    assert outcome(unsent) is InvalidArgument
+    queue.check_invariants()
+
+
+def test_the_log_may_go_on_below_what_was_acknowledged() -> None:
+    """An operator accepts a loss: the segment ends at 300, although 499 was acknowledged. That is
+    no fault of the new sequencer, and what it says is what counts from then on."""
+    queue = make(batch_records=1)
+    first = put(queue, b"a")
+    send(queue)
+    queue.on_result(Offset(499), None)
+    second, third = put(queue, b"b"), put(queue, b"c")
+    queue.on_session_lost()
+    reopen(queue, floor=500)
+    send(queue)
+    send(queue)
+    queue.on_session_lost()
+    told = reopen(queue, floor=300, segment_index=2)
+    assert told == (1, True, 500, 0), "told in segment 0, so the sequencer looks lower"
+    send(queue)
+    send(queue)
+    queue.on_result(Offset(300), None)
+    queue.on_session_lost()
+    assert reopen(queue, floor=301, segment_index=3) == (2, True, 301, 2)
+    send(queue)
+    queue.on_result(Offset(301), None)
+    assert [outcome(pending) for pending in (first, second, third)] == [499, 300, 301]
+
+
+def test_within_a_session_offsets_rise() -> None:
+    """It has one loglet, in which nothing is ever given out again."""
+    queue = make(batch_records=1)
+    first, second = put(queue, b"a"), put(queue, b"b")
+    send(queue)
+    send(queue)
+    queue.on_result(Offset(7), None)
+    with pytest.raises(ProtocolError):
+        queue.on_result(Offset(6), None)
+    assert (outcome(first), outcome(second)) == (7, None)
 
 
 def test_an_answer_without_a_batch_is_the_peers_fault() -> None:
@@ -224,60 +418,6 @@ def test_the_first_unseen_failure_is_kept() -> None:
     assert isinstance(unseen.exception(), LogUnavailable)
 
 
-@pytest.mark.slow
-@settings(max_examples=200, deadline=None)
-@given(
-    seed=st.integers(0, 2**32),
-    batch_bytes=st.sampled_from([1, 80, 300, 4_000]),
-    records=st.sampled_from([1, 3, 50]),
-)
-def test_any_course_keeps_the_order_and_gives_each_record_one_outcome(
-    seed: int, batch_bytes: int, records: int
-) -> None:
-    """Through any mix of sizes, answers, refusals, losses and time-outs the invariants hold, no
-    batch is admitted twice, and acknowledged records lie in the order in which they were put."""
-    rng = random.Random(seed)
-    queue = make(batch_bytes=batch_bytes, batch_records=records, in_flight_bytes=500, timeout_s=9)
-    pending: list[PendingAppend] = []
-    admitted: set[AppendBatch] = set()
-    tail, now_s = 0, 0.0
-    for _ in range(150):
-        now_s += rng.choice([0.0, 0.1, 1.0])
-        step = rng.random()
-        if step < 0.5:
-            value = bytes(rng.choice([0, 1, 40, 500]))
-            if len(value) < queue.room and rng.random() < 0.5:
-                pending.append(queue.put_plain(value))
-            else:
-                key = b"k" if rng.random() < 0.2 else None
-                headers = {"h": b"1"} if rng.random() < 0.1 else None
-                pending.append(queue.put(value, key, headers, timeout_s=9, now_s=now_s))
-        elif step < 0.7:
-            queue.next_to_send(now_s)
-        elif step < 0.9 and queue.sent:
-            batch = queue.sent[0]
-            if rng.random() < 0.8:
-                assert batch not in admitted
-                admitted.add(batch)
-                count = parse_batch_header(batch.data).record_count if batch.data else 1
-                queue.on_result(Offset(tail), None)
-                tail += count
-            else:
-                queue.on_result(Offset(0), Overloaded("busy", retry_after_s=0))
-        elif step < 0.93:
-            queue.on_session_lost(LOST)
-        elif step < 0.97:
-            queue.on_time(now_s, None)
-        queue.check_invariants()
-    queue.on_session_lost(LOST)
-    queue.fail_unsent(LogUnavailable("over"))
-    outcomes = [outcome(p) for p in pending]
-    assert None not in outcomes
-    offsets = [found for found in outcomes if isinstance(found, int)]
-    assert offsets == sorted(offsets)
-    queue.check_invariants()
-
-
 def test_a_refused_batch_is_sent_again_as_it_was() -> None:
     """The caller may go on with its builder; what is sent again must be what was handed over."""
     queue = make()
@@ -286,9 +426,10 @@ def test_a_refused_batch_is_sent_again_as_it_was() -> None:
     batch = queue.put_batch(builder, timeout_s=30, now_s=0)
     assert queue.next_to_send(0.0) is batch
     sent = batch.data
+    assert check_batch(sent).producer == (PRODUCER, 0, 0)
     builder.append(b"b")
     assert len(batch.builder) == 0, "the sender keeps the bytes, for there is nothing else"
     queue.on_result(Offset(0), Overloaded("later", retry_after_s=0.1))
-    queue.on_session_lost(LOST)
+    reopen(queue)
     assert queue.next_to_send(0.0) is batch
     assert batch.data == sent

@@ -310,7 +310,8 @@ async def test_without_a_sequencer_reads_end_at_the_known_tail(
     """The reader says that the end is not certain, and calls no offset out of range on a guess."""
     for node in memory.nodes.values():
         node.faults.find_tail_error = LogUnavailable("the sequencer is gone")
-    async with connect(memory) as cluster:
+    config = sharedlog.ClientConfig(timeout_s=0.2)
+    async with sharedlog.connect(memory.address, config=config, read_config=QUICK) as cluster:
         log = cluster.log("orders")
         with caplog.at_level(logging.WARNING):
             assert await values(log) == VALUES

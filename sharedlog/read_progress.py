@@ -1,0 +1,188 @@
+"""The core of reading a log: where a read stands, which batches follow, and what is lost.
+
+Rules of this file: no I/O, no clock, no `async`. See `reader.py` for how the parts play together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final, Literal, NamedTuple
+
+from sharedlog.backoff import Backoff
+from sharedlog.batch import Placement
+from sharedlog.errors import CorruptBatch, DataLoss
+from sharedlog.ids import LogletId, Offset
+from sharedlog.v1 import log_server_pb2, types_pb2
+
+START: Final = Offset(0)
+Verify = Callable[[bytes], Placement]
+BadKind = Literal["hole", "damaged", "trimmed", "corrupt"]
+
+
+class ReadChunk(NamedTuple):
+    """What one message brought. No batches: a heartbeat."""
+
+    batches: Sequence[bytes]  # placed batches, each continuing the one before; not clipped
+    placements: Sequence[Placement]  # of the batches, one each
+    committed_tail: Offset  # the highest known to the reader, exclusive
+
+
+class Bad(NamedTuple):
+    """A range [first, end) that one replica can't serve."""
+
+    storage_id: str
+    first: int
+    end: int
+    kind: BadKind
+
+
+@dataclass(slots=True)
+class Aside:
+    """A replica that is not to be asked before `until_s`."""
+
+    until_s: float
+    why: str
+    backoff: Backoff
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where one read stands."""
+
+    position: Offset
+    end: Offset | None
+    floor: Offset
+    since_s: float  # of the last progress, or sign that there is nothing to be had yet
+    missing_rounds: int = 0
+    description: types_pb2.LogDescription | None = None
+    refresh: bool = False  # the description failed us: fetch a new one
+    told_end: bool = False  # the open segment of `description` has ended, a replica was told
+    slow_starts: int = 0  # streams in a row that were given up before their first message
+    bad: list[Bad] = field(default_factory=list)
+    aside: dict[str, Aside] = field(default_factory=dict)
+    preferred: str = ""  # storage_id of the replica that served last
+    rounds: Backoff | None = None  # between rounds through all replicas
+
+
+class Replica(NamedTuple):
+    """A log server that can be asked."""
+
+    node_id: str
+    storage_id: str
+    address: str
+
+
+def live_replicas(
+    description: types_pb2.LogDescription, segment: types_pb2.Segment
+) -> list[Replica]:
+    """Members of the nodeset whose node serves the very store that the chain names."""
+    nodes = {node.node_id: node for node in description.nodes}
+    found = []
+    for member in segment.nodeset:
+        node = nodes.get(member.node_id)
+        if node is not None and node.address and node.storage_id == member.storage_id:
+            found.append(Replica(member.node_id, member.storage_id, node.address))
+    return found
+
+
+def check_batches(
+    verify: Verify,
+    batches: Sequence[bytes],
+    position: Offset,
+    wanted: LogletId | None,
+    segment_end: int | None = None,
+) -> tuple[list[bytes], list[Placement], CorruptBatch | None]:
+    """The batches up to the first that is wrong, their placements, and what is wrong with it.
+
+    They must be whole, of the `wanted` loglet if that is known, end at or below `segment_end` if
+    that is known, and go on at `position` without a gap; the first may begin below it.
+    """
+    good: list[bytes] = []
+    placements: list[Placement] = []
+    for placed in batches:
+        try:
+            placement = verify(placed)
+        except CorruptBatch as error:
+            return good, placements, error
+        first, end = placement.first, placement.end
+        if wanted is not None and placement.loglet != wanted:
+            wrong = CorruptBatch(f"a batch of {placement.loglet} came for {wanted}")
+            return good, placements, wrong
+        if not (first == position if placements else first <= position < end):
+            wrong = CorruptBatch(f"[{first}, {end}) does not go on at {position}")
+            return good, placements, wrong
+        if segment_end is not None and end > segment_end:
+            wrong = CorruptBatch(
+                f"[{first}, {end}) is not in the log: a segment ends at {segment_end}"
+            )
+            return good, placements, wrong
+        good.append(placed)
+        placements.append(placement)
+        position = end
+    return good, placements, None
+
+
+def read_request(
+    at: Progress,
+    description: types_pb2.LogDescription,
+    segment: types_pb2.Segment,
+    replica: Replica,
+) -> log_server_pb2.ReadLogletRequest:
+    """What to ask a replica for: from `position` on, for ever if nothing ends it."""
+    closed = segment.HasField("end")
+    request = log_server_pb2.ReadLogletRequest(
+        storage_id=replica.storage_id,
+        loglet=types_pb2.LogletId(log_id=description.log_id, segment_index=segment.index),
+        start=at.position,
+        # Below the floor nothing is worth waiting for: who is behind says so, and another is asked.
+        no_wait=at.end is not None and at.end <= at.floor,
+    )
+    until = stop(at, segment)
+    if until is not None:
+        request.end = until
+    if closed:
+        request.segment_end = segment.end
+    return request
+
+
+def stop(at: Progress, segment: types_pb2.Segment) -> int | None:
+    """Where a stream that begins at `position` ends at the latest, if it ends by itself."""
+    stops = [lost.first for lost in segment.lost if at.position <= lost.first < lost.end]
+    if at.end is not None:
+        stops.append(at.end)
+    if segment.HasField("end"):
+        stops.append(segment.end)
+    return min(stops, default=None)
+
+
+def reached(at: Progress, segment: types_pb2.Segment) -> bool:
+    """The read, the segment, or what is left of it before a loss is done."""
+    return lost_at(segment, at.position) is not None or (
+        (at.end is not None and at.position >= at.end)
+        or (segment.HasField("end") and at.position >= segment.end)
+    )
+
+
+def lost_at(segment: types_pb2.Segment, position: Offset) -> types_pb2.LostRange | None:
+    """The accepted loss that `position` lies in. One of unknown size is no gap that can be told."""
+    found = (lost for lost in segment.lost if lost.first <= position < lost.end)
+    return next(found, None)
+
+
+def accepted_loss(lost: types_pb2.LostRange, position: Offset) -> DataLoss:
+    """The typed gap of a loss that was accepted: a fact of the log, no failure to read it."""
+    when = datetime.fromtimestamp(lost.accepted_ms / 1_000, UTC).isoformat(timespec="seconds")
+    message = f"offsets [{position}, {lost.end}) are lost, accepted on {when}: {lost.reason}"
+    return DataLoss(message, first=position, end=lost.end)
+
+
+def data_loss(at: Progress, missing: Sequence[Bad]) -> DataLoss:
+    """What no replica can serve, as far as each of them has said so."""
+    end = min(bad.end for bad in missing)
+    if at.end is not None:
+        end = min(end, at.end)
+    kinds = ", ".join(sorted({bad.kind for bad in missing}))
+    message = f"offsets [{at.position}, {end}) can't be read from any replica ({kinds})"
+    return DataLoss(message, first=at.position, end=max(end, at.position + 1))
