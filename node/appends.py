@@ -3,25 +3,29 @@
 Forwarding keeps two promises:
 
 * **It never goes in circles**: a forwarded session is `direct_only`, so a node that does not order
-the
-  log says so rather than forward again.
+  the log says so rather than forward again.
 * **Definite stays definite.** A plain `Append` for another node travels as a session: until that
-  node has answered that the session is open, no batch has been sent, so a failure up to there is
-  definite. From the moment the batch is sent, a broken connection is `AppendIndefinite`.
+  node has answered that the session is open, no batch has been sent, so up to there it can go
+  elsewhere when the log moves or its sequencer dies. From the moment the batch is sent, a broken
+  connection is `AppendIndefinite`; only a sequencer that says that it took nothing is believed.
 
-A forwarded session copies messages both ways, one at a time each way: whoever does not read makes
-the other side wait (flow control of the transport), and nothing piles up here.
+The opening of a session is forwarded as it came: whose batches they are, and which of them are to
+be resolved, is between the client and the sequencer. A forwarded session copies messages both ways,
+one at a time each way: whoever does not read makes the other side wait (flow control of the
+transport), and nothing piles up here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 
 from metadata.core import check_log_name
+from metadata.store import Version
 from node.limits import Places
-from node.routing import Here, Router, There, sequencer_silent
+from node.routing import Here, Route, RouteLost, Router, There, sequencer_silent
 from node.wire import record_columns
 from sharedlog.batch import encode_records, parse_batch_header
 from sharedlog.clock import Clock
@@ -81,40 +85,44 @@ class Appends:
         """
         check_log_name(request.log)
         batch = encode_records(record_columns(request.records))
-        with self._places.take():
-            route = await self._router.find(request.log)
+
+        async def attempt(route: Route, left_s: float) -> log_pb2.AppendResponse:
             if isinstance(route, There):
-                try:
-                    return await self._append_there(route, batch)
-                except NotSequencer:
-                    route = await self._router.find_again(route.record)
-            if isinstance(route, There):
-                return await self._append_there(route, batch)
+                return await self._append_there(route, batch, left_s)
             return await self._append_here(route, batch)
 
+        with self._places.take():
+            return await self._router.serve(request.log, attempt)
+
     async def session(self, stream: _Session) -> None:
-        """Serve one session until the client ends it."""
+        """Serve one session until the client ends it, or the log moves."""
         with self._places.take():
             started = self._clock.monotonic_s()
             opening = await self._receive_opening(stream)
-            route = await self._router.find(opening.log)
-            if isinstance(route, Here):
-                await route.sequencer.serve_session(stream, route.record)
-            elif opening.direct_only:
-                node_id = route.node.node_id
-                raise NotSequencer(
-                    f"{opening.log} is ordered by {node_id}, not by this node",
-                    sequencer_node_id=node_id,
+
+            async def attempt(route: Route, left_s: float) -> _Forwarded | None:
+                if isinstance(route, There):
+                    return await self._open_upstream(route, opening, left_s)
+                await route.sequencer.serve_session(
+                    stream, route.record, opening, chain_version=route.version
                 )
-            else:
-                await self._forward_session(stream, opening.log, route)
+                return None
+
+            forwarded = await self._router.serve(
+                opening.log,
+                attempt,
+                min_version=Version(opening.min_chain_version),
+                direct_only=opening.direct_only,
+            )
+            if forwarded is not None:
+                await self._forward_session(stream, forwarded)
             seconds = round(self._clock.monotonic_s() - started, 3)
             log.debug(
                 "session.ended",
                 extra={
                     "log": opening.log,
                     "seconds": seconds,
-                    "forwarded": not isinstance(route, Here),
+                    "forwarded": forwarded is not None,
                 },
             )
 
@@ -136,19 +144,25 @@ class Appends:
             first_offset=done.first, next_offset=done.end, timestamp_ms=done.timestamp_ms
         )
 
-    async def _append_there(self, route: There, batch: bytes) -> log_pb2.AppendResponse:
-        upstream = self._transport.stream(route.node.address, APPEND_SESSION)
+    async def _append_there(
+        self, route: There, batch: bytes, left_s: float
+    ) -> log_pb2.AppendResponse:
+        opening = log_pb2.AppendSessionOpen(log=route.record.name)
+        forwarded = await self._open_upstream(route, opening, left_s)
+        upstream = forwarded.upstream
         try:
-            await self._open_upstream(upstream, route)
-            try:
-                async with asyncio.timeout(self._limits.append_timeout_s):
-                    result = await _append_one(upstream, batch)
-            except (SharedLogError, TimeoutError) as error:  # of the stream, not of the batch
-                reason = str(error) or f"no answer within {self._limits.append_timeout_s:g} s"
-                raise AppendIndefinite(
-                    f"the batch was sent to the sequencer, {route.node.node_id}, and its outcome "
-                    f"is unknown: {reason}"
-                ) from error
+            result = await self._router.wait_for(
+                route, _append_one(upstream, batch), timeout_s=self._limits.append_timeout_s
+            )
+        except NotSequencer:
+            raise  # it said that it took nothing
+        except Exception as error:  # of the stream or of this node, not of the batch
+            if not isinstance(error, SharedLogError | RouteLost):
+                log.exception("append.failed", extra={"log": route.record.name})
+            raise AppendIndefinite(
+                f"the batch was sent to the sequencer, {route.node.node_id}, and its outcome "
+                f"is unknown: {error}"
+            ) from error
         finally:
             upstream.cancel()
         if result.HasField("error"):
@@ -161,27 +175,32 @@ class Appends:
         )
 
     async def _open_upstream(
-        self, upstream: _Upstream, route: There
-    ) -> log_pb2.AppendSessionResponse:
-        """Open the session at the sequencer; nothing was sent there if this raises."""
-        opening = log_pb2.AppendSessionOpen(log=route.record.name, direct_only=True)
-        try:
-            async with asyncio.timeout(self._limits.peer_timeout_s):
-                await upstream.send(log_pb2.AppendSessionRequest(open=opening))
-                answer = await upstream.receive()
-        except (Unreachable, TimeoutError) as error:
-            raise sequencer_silent(route, error) from error
-        if answer is None or not answer.HasField("opened"):
-            raise ProtocolError(f"{route.node.node_id} did not open the session")
-        return answer
+        self, route: There, opening: log_pb2.AppendSessionOpen, left_s: float
+    ) -> _Forwarded:
+        """Open the session at the sequencer, as the client did here.
 
-    async def _forward_session(self, stream: _Session, name: str, route: There) -> None:
+        Raises:
+            RouteLost, NotSequencer: nothing was sent that matters.
+        """
+        sent = log_pb2.AppendSessionOpen()
+        sent.CopyFrom(opening)
+        sent.direct_only = True
+        sent.min_chain_version = max(sent.min_chain_version, route.version)
         upstream = self._transport.stream(route.node.address, APPEND_SESSION)
         try:
-            await stream.send(await self._open_upstream(upstream, route))
+            answer = await self._router.wait_for(route, _open(upstream, sent), timeout_s=left_s)
+        except BaseException:
+            upstream.cancel()
+            raise
+        return _Forwarded(route, upstream, answer)
+
+    async def _forward_session(self, stream: _Session, forwarded: _Forwarded) -> None:
+        upstream = forwarded.upstream
+        try:
+            await stream.send(forwarded.opened)
             async with asyncio.TaskGroup() as tasks:
-                up = tasks.create_task(_copy_up(stream, upstream), name=f"forward {name}")
-                while (answer := await upstream.receive()) is not None:
+                up = tasks.create_task(_copy_up(stream, upstream), name="forward-session")
+                while (answer := await forwarded.receive()) is not None:
                     await stream.send(answer)
                 up.cancel()
         except BaseExceptionGroup as group:
@@ -190,16 +209,59 @@ class Appends:
             upstream.cancel()
 
 
+@dataclass(frozen=True, slots=True)
+class _Forwarded:
+    """A session that another process serves."""
+
+    route: There
+    upstream: _Upstream
+    opened: log_pb2.AppendSessionResponse
+
+    async def receive(self) -> log_pb2.AppendSessionResponse | None:
+        """The next answer.
+
+        Raises:
+            LogUnavailable: the connection to the sequencer broke; not `Unreachable`, which to the
+            client would mean this node.
+        """
+        try:
+            return await self.upstream.receive()
+        except Unreachable as error:
+            raise sequencer_silent(self.route, str(error)) from error
+
+
+async def _open(
+    upstream: _Upstream, opening: log_pb2.AppendSessionOpen
+) -> log_pb2.AppendSessionResponse:
+    await upstream.send(log_pb2.AppendSessionRequest(open=opening))
+    answer = await upstream.receive()
+    if answer is None or not answer.HasField("opened"):
+        raise ProtocolError("the sequencer did not open the session")
+    return answer
+
+
 async def _append_one(upstream: _Upstream, batch: bytes) -> log_pb2.AppendResult:
     await upstream.send(log_pb2.AppendSessionRequest(batch=batch))
     await upstream.end()
     answer = await upstream.receive()
+    if answer is not None and answer.HasField("moved") and not answer.results:
+        raise NotSequencer("the log moved before the batch was admitted")
     if answer is None or len(answer.results) != 1:
         raise ProtocolError("the sequencer ended the session without an answer")
     return answer.results[0]
 
 
 async def _copy_up(stream: _Session, upstream: _Upstream) -> None:
+    """Pass on what the client sends, for as long as the sequencer takes it.
+
+    A sequencer that takes nothing more may still have something to say: results, where the log has
+    gone, or why it ends. That is for whoever reads its answers, and ends the session.
+    """
     while (request := await stream.receive()) is not None:
-        await upstream.send(request)
-    await upstream.end()
+        try:
+            await upstream.send(request)
+        except SharedLogError as error:
+            log.debug("session.upstream_ended", extra={"error": str(error)})
+            return
+    with suppress(SharedLogError):
+        await upstream.end()

@@ -1,17 +1,17 @@
-"""The cluster as a whole (ClusterService): who is in it, and what is wrong with it.
+"""The cluster as a whole (ClusterService): who is in it, what is wrong, and what is being done.
 
 `LocalReport` says what this node knows of itself; it is cheap, for every node asks every other.
 `ClusterReport` asks all nodes at once and puts the answers together, problems first. Whatever the
 number of logs, it makes one status call per node and one ListLoglets per log server: at most
-`LOGS_LISTED_MAX` logs are listed, those with problems first, and only those are looked up.
+`LOGS_LISTED_MAX` logs are listed, those with problems first, and only those are looked up. What
+chains name is counted by an index that only looks at chains that have changed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,26 +19,36 @@ from loglet.service import LogServer
 from metadata.records import LogRecord, NodeRecord, Replica
 from metadata.url import parse_metadata_url
 from metadata.view import ClusterView
-from node.peers import Peers, in_parallel, own_status
-from node.routing import gone
+from node.controller.index import SegmentIndex
+from node.controller.service import Controller
+from node.controller.work import WorkBoard
+from node.peers import Peers, in_parallel
+from node.problems import (
+    ERROR,
+    Found,
+    judge,
+    lacking_copies,
+    log_problems,
+    loss_of,
+    problem_of,
+    store_problems,
+    trouble_of,
+)
+from node.reconfigure import Trouble
 from node.wire import node_address, sequencer_id
 from sequencer.service import Sequencer
 from sharedlog import __version__
 from sharedlog.clock import Clock
-from sharedlog.errors import SharedLogError
-from sharedlog.ids import LogId, LogletId, NodeId, StorageId
-from sharedlog.rpc.methods import GET_NODES, GET_STATUS
+from sharedlog.ids import LogId, LogletId
+from sharedlog.rpc.methods import GET_NODES, GET_STATUS, PING
 from sharedlog.rpc.transport import Server
 from sharedlog.v1 import cluster_pb2
 
 log = logging.getLogger(__name__)
 
 LOGS_LISTED_MAX: Final = 1_000
-LOG_PROBLEMS_MAX: Final = 100
-"""Problems of logs that are told one by one; the rest is told as a number."""
-
-_WARNING = cluster_pb2.Problem.SEVERITY_WARNING
-_ERROR = cluster_pb2.Problem.SEVERITY_ERROR
+TROUBLES_MAX: Final = 100
+"""Logs of which one node tells why it could not reconfigure them; the oldest troubles."""
 
 
 class LocalReport:
@@ -52,6 +62,10 @@ class LocalReport:
         view: ClusterView,
         log_server: LogServer | None,
         sequencer: Sequencer | None,
+        board: WorkBoard,
+        controller: Controller | None,
+        stopping: Callable[[], bool],
+        troubles: Callable[[], Mapping[str, Trouble]] = dict,
         clock: Clock,
         started_s: float,
     ) -> None:
@@ -60,14 +74,34 @@ class LocalReport:
         self._view = view
         self._log_server = log_server
         self._sequencer = sequencer
+        self._board = board
+        self._controller = controller
+        self._stopping = stopping
+        self._troubles = troubles
         self._clock = clock
         self._started_s = started_s
+
+    @property
+    def controller(self) -> str:
+        """Who holds the controller's lease, as far as this node knows; "" if nobody does."""
+        return "" if self._controller is None else self._controller.holder
+
+    async def ping(self, _: cluster_pb2.PingRequest) -> cluster_pb2.PingResponse:
+        """Handler of Ping."""
+        server = self._log_server
+        return cluster_pb2.PingResponse(
+            node_id=self._own.node_id,
+            generation=self._own.generation,
+            storage_id=self._own.storage_id,
+            read_only=server is not None and server.read_only,
+            stopping=self._stopping(),
+        )
 
     def problem(self) -> str:
         """What an operator should know although the node serves, "" if nothing."""
         if not self._view.connected:
             return "the metadata store does not answer"
-        if self._log_server is not None and self._log_server.status().read_only:
+        if self._log_server is not None and self._log_server.read_only:
             return "the store is read-only: its disk, or its limit, is full"
         return ""
 
@@ -102,24 +136,57 @@ class LocalReport:
                 logs.append(
                     cluster_pb2.LogStatus(log_id=loglet.log_id, under_replicated_on=lagging)
                 )
-        return cluster_pb2.GetStatusResponse(cluster_id=self.cluster_id, nodes=[node], logs=logs)
+        logs.extend(self._losses())
+        return cluster_pb2.GetStatusResponse(
+            cluster_id=self.cluster_id,
+            problems=self._told_troubles(),
+            nodes=[node],
+            logs=logs,
+            controller=self.controller,
+            work=self._board.shown(),
+        )
+
+    def _losses(self) -> list[cluster_pb2.LogStatus]:
+        """Logs of which the controller, if it is this node, found records that nobody has."""
+        term = None if self._controller is None else self._controller.term
+        if term is None:
+            return []
+        return [
+            cluster_pb2.LogStatus(log_id=log_id, unrepairable=loss_of(ranges))
+            for log_id, ranges in term.ledger.losses(LOGS_LISTED_MAX)
+        ]
+
+    def _told_troubles(self) -> list[cluster_pb2.Problem]:
+        """Logs that this node tried to reconfigure and could not."""
+        troubles = sorted(self._troubles().values(), key=lambda it: it.since_ms)
+        return [
+            problem_of(ERROR, f"log {it.log}", trouble_of(it)) for it in troubles[:TROUBLES_MAX]
+        ]
 
 
 class ClusterReport:
     """Serves ClusterService."""
 
     def __init__(
-        self, *, local: LocalReport, view: ClusterView, peers: Peers, metadata_url: str
+        self,
+        *,
+        local: LocalReport,
+        view: ClusterView,
+        index: SegmentIndex,
+        peers: Peers,
+        metadata_url: str,
     ) -> None:
         self.local = local
         self._view = view
         self._peers = peers
         self._metadata = parse_metadata_url(metadata_url).describe()
+        self._index = index
 
     def register(self, server: Server) -> None:
         """Serve every method of ClusterService on `server`."""
         server.add_call(GET_NODES, self.get_nodes)
         server.add_call(GET_STATUS, self.get_status)
+        server.add_call(PING, self.local.ping)
 
     async def get_nodes(self, _: cluster_pb2.GetNodesRequest) -> cluster_pb2.GetNodesResponse:
         """The nodes that this one knows."""
@@ -134,41 +201,45 @@ class ClusterReport:
             return self.local.status()
         nodes = self._view.nodes()
         answers = await self._peers.statuses(nodes)
-        found = _Found(nodes=nodes)
+        logs = self._view.logs()
+        self._index.catch_up()
+        found = Found(nodes=nodes, index=self._index, metadata_up=self._view.connected)
         for node, answer in zip(nodes, answers, strict=True):
             found.take(node, answer)
-        records = [record for record, _ in self._view.logs()]
-        judged = [(_judge(record, found), record) for record in records]
+        lacking = lacking_copies(found)
+        judged = [(judge(record, found, lacking), record) for record, _ in logs]
         judged.sort(key=lambda pair: (-_worst(pair[0]), pair[1].name))
         listed = [record for _, record in judged[:LOGS_LISTED_MAX]]
         tails = await self._known_tails(listed, found)
         problems = [
             *self._metadata_problems(),
-            *found.problems,
-            *_store_problems(records, self._view),
-            *_log_problems([problem for problems, _ in judged for problem in problems]),
+            *found.problems(self.local.controller),
+            *store_problems(found),
+            *log_problems([problem for problems, _ in judged for problem in problems]),
         ]
         problems.sort(key=lambda problem: -problem.severity)
         return cluster_pb2.GetStatusResponse(
             cluster_id=self.local.cluster_id,
             problems=problems,
             nodes=found.statuses,
-            logs=[_log_status(record, found, tails) for record in listed],
+            logs=[_log_status(record, found, tails, lacking) for record in listed],
             metadata=self._metadata,
-            log_count=len(records),
+            log_count=len(logs),
+            controller=self.local.controller,
+            work=found.work,
         )
 
     def _metadata_problems(self) -> list[cluster_pb2.Problem]:
         problems = []
         if not self._view.connected:
             text = "does not answer; appends and reads go on, new logs and reconfigurations wait"
-            problems.append(_problem(_ERROR, "metadata store", text))
+            problems.append(problem_of(ERROR, "metadata store", text))
         for key, error in sorted(self._view.damaged.items()):
-            problems.append(_problem(_ERROR, f"metadata {key}", str(error)))
+            problems.append(problem_of(ERROR, f"metadata {key}", str(error)))
         return problems
 
     async def _known_tails(
-        self, records: Sequence[LogRecord], found: _Found
+        self, records: Sequence[LogRecord], found: Found
     ) -> Mapping[LogletId, int]:
         """The highest committed tail of each open segment that an alive log server knows."""
         wanted: dict[Replica, list[LogletId]] = defaultdict(list)
@@ -193,145 +264,34 @@ class ClusterReport:
         return tails
 
 
-@dataclass(slots=True, kw_only=True)
-class _Found:
-    """What the nodes answered."""
-
-    nodes: Sequence[NodeRecord]
-    statuses: list[cluster_pb2.NodeStatus] = field(default_factory=list)
-    problems: list[cluster_pb2.Problem] = field(default_factory=list)
-    generations: dict[NodeId, int] = field(default_factory=dict)  # of the alive nodes
-    stores: dict[NodeId, StorageId] = field(default_factory=dict)  # that alive nodes serve
-    lagging: dict[int, set[str]] = field(default_factory=dict)  # by log_id: nodes that lag
-
-    def take(
-        self, node: NodeRecord, answer: cluster_pb2.GetStatusResponse | SharedLogError
-    ) -> None:
-        """Take one node's answer."""
-        if isinstance(answer, SharedLogError):
-            self.statuses.append(_dead(node, str(answer)))
-            self.problems.append(_problem(_ERROR, f"node {node.node_id}", f"is down: {answer}"))
-            return
-        status = own_status(answer)
-        if status.node_id != node.node_id:
-            text = f"at {node.address} answers {status.node_id or 'somebody else'}"
-            self.statuses.append(_dead(node, text))
-            self.problems.append(_problem(_ERROR, f"node {node.node_id}", text))
-            return
-        self.statuses.append(status)
-        self.generations[node.node_id] = status.generation
-        self.stores[node.node_id] = StorageId(status.storage_id)
-        if status.read_only:
-            text = "takes no stores: its disk, or its store's limit, is full"
-            self.problems.append(_problem(_ERROR, f"node {node.node_id}", text))
-        for lagging in answer.logs:
-            self.lagging.setdefault(lagging.log_id, set()).update(lagging.under_replicated_on)
-
-    def serves(self, replica: Replica) -> bool:
-        """The replica's node answers, with the very store that the chain names."""
-        return self.stores.get(replica.node_id) == replica.storage_id
-
-
-def _judge(record: LogRecord, found: _Found) -> list[cluster_pb2.Problem]:
-    """What is wrong with a log, as far as nodes and chain tell."""
-    segment = record.open_segment
-    named = segment.sequencer
-    subject = f"log {record.name}"
-    problems = []
-    alive = found.generations.get(named.node_id)
-    away = [replica.node_id for replica in segment.nodeset if not found.serves(replica)]
-    up = len(segment.nodeset) - len(away)
-    if alive is not None and alive != named.generation:
-        text = f"takes no appends: {gone(record.name, named.node_id, named.generation)}"
-        problems.append(_problem(_ERROR, subject, text))
-    elif alive is None:
-        text = f"takes no appends: its sequencer's node, {named.node_id}, is down"
-        problems.append(_problem(_ERROR, subject, text))
-    elif up < segment.write_quorum:
-        text = f"takes no appends: {up} of {len(segment.nodeset)} replicas are up, "
-        text += f"{segment.write_quorum} must be"
-        problems.append(_problem(_ERROR, subject, text))
-    lagging = sorted(found.lagging.get(record.log_id, set()) - set(away))
-    if away or lagging:
-        words = [*(f"{name} is away" for name in away), *(f"{name} lags" for name in lagging)]
-        text = f"has fewer than {record.replicas} copies: {', '.join(words)}"
-        problems.append(_problem(_WARNING, subject, text))
-    return problems
-
-
 def _log_status(
-    record: LogRecord, found: _Found, tails: Mapping[LogletId, int]
+    record: LogRecord,
+    found: Found,
+    tails: Mapping[LogletId, int],
+    lacking: Mapping[str, int],
 ) -> cluster_pb2.LogStatus:
     segment = record.open_segment
-    away = {replica.node_id for replica in segment.nodeset if not found.serves(replica)}
+    standing = found.standing(record)
+    away = set(standing.away)
     alive = len(segment.nodeset) - len(away)
-    named = segment.sequencer
-    sequencer_up = found.generations.get(named.node_id) == named.generation
     return cluster_pb2.LogStatus(
         name=record.name,
         log_id=record.log_id,
         replicas=record.replicas,
         write_quorum=record.write_quorum,
-        sequencer=sequencer_id(named),
-        accepts_appends=sequencer_up and alive >= segment.write_quorum,
+        sequencer=sequencer_id(segment.sequencer),
+        accepts_appends=standing.takes_appends,
         known_tail=max(segment.base, tails.get(record.loglet(segment), 0)),
         replicas_alive=alive,
         under_replicated_on=sorted(away | found.lagging.get(record.log_id, set())),
+        segments=len(record.chain),
+        unrepairable=found.unrepairable(record),
+        segments_under_replicated=lacking.get(record.name, 0),
     )
-
-
-def _store_problems(records: Sequence[LogRecord], view: ClusterView) -> list[cluster_pb2.Problem]:
-    """Stores that chains name and their nodes no longer have: disks that were wiped or swapped."""
-    logs: Counter[tuple[NodeId, StorageId]] = Counter()
-    for record in records:
-        for segment in record.chain:
-            for replica in segment.nodeset:
-                node = view.node(replica.node_id)
-                if node is not None and node.storage_id != replica.storage_id:
-                    logs[replica.node_id, replica.storage_id] += 1
-    return [
-        _problem(
-            _ERROR,
-            f"node {node_id}",
-            f"serves another store than {storage_id[:8]}…, which {count} "
-            f"{'segment has' if count == 1 else 'segments have'} a copy on: was its disk wiped?",
-        )
-        for (node_id, storage_id), count in sorted(logs.items())
-    ]
-
-
-def _log_problems(problems: Sequence[cluster_pb2.Problem]) -> list[cluster_pb2.Problem]:
-    ordered = sorted(problems, key=lambda problem: -problem.severity)
-    told = ordered[:LOG_PROBLEMS_MAX]
-    if len(ordered) > len(told):
-        rest = ordered[LOG_PROBLEMS_MAX:]
-        told.append(_problem(rest[0].severity, "logs", f"{len(rest):,} more problems like these"))
-    return told
 
 
 def _worst(problems: Sequence[cluster_pb2.Problem]) -> int:
     return max((int(problem.severity) for problem in problems), default=0)
-
-
-def _problem(
-    severity: cluster_pb2.Problem.Severity.ValueType, subject: str, message: str
-) -> cluster_pb2.Problem:
-    return cluster_pb2.Problem(severity=severity, subject=subject, message=message)
-
-
-def _dead(node: NodeRecord, error: str) -> cluster_pb2.NodeStatus:
-    """A node that does not answer, as it last registered."""
-    return cluster_pb2.NodeStatus(
-        node_id=node.node_id,
-        address=node.address,
-        http_address=node.http_address,
-        generation=node.generation,
-        storage_id=node.storage_id,
-        location=node.location,
-        roles=node.roles,
-        alive=False,
-        error=error,
-    )
 
 
 def _rss_anon_bytes() -> int:

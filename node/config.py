@@ -22,6 +22,7 @@ import msgspec
 from loglet.config import LogServerConfig
 from metadata.config import EmbeddedConfig
 from metadata.core import check_node_id
+from node.controller.config import ControllerConfig
 from node.errors import ConfigError
 from node.logs import LogFormat
 from sequencer.config import SequencerConfig
@@ -86,8 +87,15 @@ class NodeConfig:
     Sessions are bounded by their clients."""
 
     peer_timeout_s: float = 5.0
-    """Longest wait for another node when a session is opened or a tail is looked up there. Asking
-    whether a node is alive takes at most one second."""
+    """Longest wait for another node when a session is opened or a tail is looked up there, and
+    longest pause that a caller bears while a log gets another sequencer. Above it the call fails
+    as unavailable."""
+
+    ping_timeout_s: float = 0.4
+    """A node that is suspected to be dead has so long to answer a ping, twice. Shorter: the logs of
+    a node that was cut off or paused go on sooner; longer: a node that is only slow keeps its logs.
+    A process that has ended is found out at once. At most half of
+    `peer_timeout_s`."""
 
     sessions_max: int = 1_000
     """Append sessions and plain appends at once through this node; one more is refused as
@@ -96,9 +104,11 @@ class NodeConfig:
     reads_max: int = 1_000
     """Reads open at once through this node's public API; one more is refused as overloaded."""
 
-    shutdown_grace_s: float = 2.0
-    """After SIGTERM or SIGINT: so long may appends in flight take to be committed before they are
-    cut off, and are indefinite. At most 60."""
+    shutdown_grace_s: float = 10.0
+    """After SIGTERM or SIGINT: so long may it take to hand over the logs that this node orders, and
+    appends in flight to be committed, before they are cut off, and are indefinite. It ends sooner
+    if there is nothing left to do, or nobody to hand over to; a second signal ends it at once. At
+    most 60."""
 
     switch_interval_s: float = 0.0005
     """How long a thread of the interpreter may run while another waits. Smaller favours the store's
@@ -120,6 +130,9 @@ class NodeConfig:
 
     metadata_store: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     """Section `[metadata_store]`, of the role metadata."""
+
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
+    """Section `[controller]`, of the node that is the controller, and of the scrub."""
 
     @property
     def address(self) -> str:
@@ -149,13 +162,18 @@ class NodeConfig:
         """
         self._validate_identity()
         self._validate_addresses()
-        for name in ("append_timeout_s", "peer_timeout_s", "switch_interval_s"):
+        for name in ("append_timeout_s", "ping_timeout_s", "switch_interval_s"):
             _need(getattr(self, name) > 0, name, f"is {getattr(self, name)}; it must be above 0")
+        _need(
+            2 * self.ping_timeout_s <= self.peer_timeout_s,
+            "peer_timeout_s",
+            f"is {self.peer_timeout_s}; it must have room for two pings of ping_timeout_s",
+        )
         for name in ("sessions_max", "reads_max"):
             _need(getattr(self, name) >= 1, name, "must be at least 1")
         _need(0 <= self.shutdown_grace_s <= 60, "shutdown_grace_s", "must be from 0 to 60 seconds")
         _need(1 <= self.replicas <= 7, "replicas", f"is {self.replicas}; 1 to 7 are possible")
-        for section in ("log_server", "sequencer", "metadata_store"):
+        for section in ("log_server", "sequencer", "metadata_store", "controller"):
             _validate_section(section, getattr(self, section))
 
     def _validate_identity(self) -> None:
@@ -339,7 +357,7 @@ def _readable(error: msgspec.ValidationError) -> str:
 
 
 def _validate_section(
-    name: str, section: LogServerConfig | SequencerConfig | EmbeddedConfig
+    name: str, section: LogServerConfig | SequencerConfig | EmbeddedConfig | ControllerConfig
 ) -> None:
     try:
         section.validate()

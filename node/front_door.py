@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable
 from random import Random
 
 from metadata.core import check_log_name, count_load
-from metadata.records import LogRecord, NodeRecord
+from metadata.records import NodeRecord
 from metadata.registry import create_log
-from metadata.store import MetadataStore, Version
+from metadata.store import MetadataStore
 from metadata.view import ClusterView
 from node.appends import Appends
-from node.peers import Peers
+from node.freshness import fresh_log
+from node.liveness import Liveness
 from node.reads import Reads
 from node.tails import Tails
 from node.wire import describe_log
@@ -26,7 +27,7 @@ from sharedlog.ids import LogId
 from sharedlog.limits import LIST_PAGE_MAX
 from sharedlog.rpc import methods
 from sharedlog.rpc.transport import Server
-from sharedlog.v1 import log_pb2, types_pb2
+from sharedlog.v1 import log_pb2
 
 
 class FrontDoor:
@@ -37,7 +38,7 @@ class FrontDoor:
         *,
         store: MetadataStore,
         view: ClusterView,
-        peers: Peers,
+        liveness: Liveness,
         appends: Appends,
         reads: Reads,
         tails: Tails,
@@ -48,7 +49,7 @@ class FrontDoor:
     ) -> None:
         self._store = store
         self._view = view
-        self._peers = peers
+        self._liveness = liveness
         self._appends = appends
         self._reads = reads
         self._tails = tails
@@ -81,7 +82,7 @@ class FrontDoor:
             raise InvalidArgument("the nonce has more than 64 characters")
         # A lagging view would miss nodes that are ready, and refuse the log or make it too small.
         nodes = await self._view.refresh_nodes()
-        alive = await self._peers.alive_of(nodes)
+        alive = await self._liveness.survey(nodes)
         record, version = await create_log(
             self._store,
             name=request.name,
@@ -99,26 +100,38 @@ class FrontDoor:
     async def describe_log(
         self, request: log_pb2.DescribeLogRequest
     ) -> log_pb2.DescribeLogResponse:
-        """One log and its chain, as this node knows it."""
+        """One log and as much of its chain as is asked for, as this node knows it."""
         check_log_name(request.name)
-        record, version = await self._view.fetch_log(request.name)
-        return log_pb2.DescribeLogResponse(log=self._describe(record, version))
+        least = request.min_chain_version
+        record, version = await fresh_log(self._view, request.name, min_version=least)
+        described = describe_log(
+            record,
+            version,
+            self._view.node,
+            chain_from=request.chain_from,
+            chain_limit=request.chain_limit,
+            open_only=request.open_only,
+        )
+        return log_pb2.DescribeLogResponse(log=described)
 
     async def list_logs(self, request: log_pb2.ListLogsRequest) -> log_pb2.ListLogsResponse:
-        """A page of the logs that this node knows, in order of their names."""
+        """A page of the logs that this node knows, in order of their names.
+
+        Of each chain only the open segment: a thousand long ones would be too much for a message.
+        """
         limit = min(request.limit or LIST_PAGE_MAX, LIST_PAGE_MAX)
         found = [
             (record, version)
             for record, version in self._view.logs()
             if record.name.startswith(request.prefix) and record.name > request.after
         ]
-        page = [self._describe(record, version) for record, version in found[:limit]]
+        page = [
+            describe_log(record, version, self._view.node, open_only=True)
+            for record, version in found[:limit]
+        ]
         return log_pb2.ListLogsResponse(logs=page, more=len(found) > limit)
 
     def _usual_replicas(self, nodes: Iterable[NodeRecord]) -> int:
         """Copies in a log whose creator does not say: fewer in a cluster that has fewer servers."""
         servers = sum("log-server" in node.roles for node in nodes)
         return max(1, min(self._default_replicas, servers))
-
-    def _describe(self, record: LogRecord, version: Version) -> types_pb2.LogDescription:
-        return describe_log(record, version, self._view.node)

@@ -39,17 +39,6 @@ class Peers:
         """What each node says of itself, or why it does not."""
         return await in_parallel(self._status, nodes)
 
-    async def alive_of(self, nodes: Sequence[NodeRecord]) -> list[NodeRecord]:
-        """Those that answer, in the life that is asked for; a log server must take stores too."""
-        alive = []
-        for node, answer in zip(nodes, await self.statuses(nodes), strict=True):
-            if isinstance(answer, SharedLogError):
-                continue
-            found = own_status(answer)
-            if found.generation == node.generation and not found.read_only:
-                alive.append(node)
-        return alive
-
     async def loglet_statuses(
         self, segment: Segment, loglets: Iterable[LogletId]
     ) -> list[LogletStatuses | None]:

@@ -11,8 +11,9 @@
   has taken must not go on at all (field notes 23, 27).
 * A call of the node to itself never leaves the process: its own address routes to a loopback.
 
-Shutting down: not ready, admit no appends, wait for those in flight, close the port, stop the
-parts, close the stores.
+Shutting down: not ready, hand over the logs that this node orders (it serves meanwhile, and says to
+other nodes that it stops), admit no appends, wait for those in flight, close the port, stop the
+parts, close the stores. A second signal cuts short whatever it waits for.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from sharedlog.rpc.grpc_client import GrpcTransport
 from sharedlog.rpc.grpc_server import GrpcServer
 from sharedlog.rpc.loopback import Loopback, RoutingTransport
 from sharedlog.rpc.transport import CallHandler, Method, Req, Resp, Server, StreamHandler
-from sharedlog.tasks import first_error
+from sharedlog.tasks import first_error, run_together
 
 if TYPE_CHECKING:  # loaded by those roles that need them
     from loglet.store import LogStore
@@ -93,6 +94,7 @@ class NodeProcess:
         self._started_s = clock.monotonic_s()
         self._readiness = STARTING
         self._stop_asked = asyncio.Event()
+        self._stop_at_once = asyncio.Event()
         self._registry = CollectorRegistry()
         self._metrics = NodeMetrics(self._registry, node_id=config.node_id, version=__version__)
         self._running: list[asyncio.Task[None]] = []
@@ -103,7 +105,7 @@ class NodeProcess:
         """Start, serve, stop; returns the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop_asked.set)
+            loop.add_signal_handler(number, self._on_signal)
         log.info(
             "node.starting",
             extra={"node": self._config.node_id, "pid": os.getpid(), "version": __version__},
@@ -119,6 +121,11 @@ class NodeProcess:
             return self._failed(error)
         log.info("node.stopped", extra={"node": self._config.node_id})
         return EXIT_STOPPED
+
+    def _on_signal(self) -> None:
+        if self._stop_asked.is_set():
+            self._stop_at_once.set()
+        self._stop_asked.set()
 
     def _failed(self, error: BaseException) -> int:
         fields = {"node": self._config.node_id, "error": str(error), "kind": type(error).__name__}
@@ -254,10 +261,15 @@ class NodeProcess:
         self._readiness = STOPPING
         log.info("node.stopping", extra={"node": self._config.node_id})
         if self._services is not None and self._server is not None:
-            await self._services.drain(timeout_s=self._config.shutdown_grace_s)
+            leaving = self._services.leave(timeout_s=self._config.shutdown_grace_s)
+            await run_together({"leave": leaving, "stop-at-once": self._hurried()})
             await self._server.stop(grace_s=_CLOSE_GRACE_S)
         for task in self._running:
             task.cancel()
+
+    async def _hurried(self) -> None:
+        await self._stop_at_once.wait()
+        log.warning("node.stopping_at_once", extra={"node": self._config.node_id})
 
     def _open_log_store(self, resources: AsyncExitStack, cluster_id: str) -> LogStore | None:
         if "log-server" not in self._config.roles:

@@ -3,9 +3,11 @@
 Smart clients read from the log servers themselves; these calls serve everyone else, through one
 address. Offsets are dense, so a limit is an end: `start + limit`.
 
-A read "to the tail" asks for the tail first. If nobody can tell it because the sequencer process is
-gone, what is known to be committed can still be read: the read ends at the highest tail that a log
-server knows, and a log line says so.
+A read "to the tail" asks for the tail first, which waits while the log gets another sequencer. If
+nobody can tell it after that, the read fails, and may be tried again: one that ended well at some
+older tail would hide records that were acknowledged before it began. Reads that claim nothing of
+the tail go on without one: those that end where they were told to, at or below a tail that a log
+server knows, and those that follow.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Final, NamedTuple, cast
 
 from metadata.core import check_log_name
 from metadata.view import ClusterView
+from node.freshness import fresh_log
 from node.limits import Places
 from node.tails import Tails
 from node.wire import describe_log, record_to_proto
@@ -45,6 +48,9 @@ _RECORDS_MESSAGE_BYTES: Final = 1 * MIB
 unless it is told otherwise. A larger record goes alone."""
 
 _FIRST_MESSAGE_TIMEOUT_S: Final = 10.0
+
+_SEGMENTS_AT_ONCE: Final = 16
+"""Of a chain, that a reader is told when it asks: a chain may have thousands."""
 
 
 class _Range(NamedTuple):
@@ -128,10 +134,19 @@ class Reads:
         with self._places.take():
             wanted = await self._range(request)
 
-            async def describe(_: bool) -> types_pb2.LogDescription:
-                # The view is kept current by a watch: asking again would not make it newer.
-                record, version = await self._view.fetch_log(request.log)
-                return describe_log(record, version, self._view.node)
+            async def describe(
+                position: Offset, *, refresh: bool = False, min_version: int = 0
+            ) -> types_pb2.LogDescription:
+                record, version = await fresh_log(
+                    self._view, request.log, min_version=min_version, refresh=refresh
+                )
+                return describe_log(
+                    record,
+                    version,
+                    self._view.node,
+                    chain_from=position,
+                    chain_limit=_SEGMENTS_AT_ONCE,
+                )
 
             yield LogReader(self._transport, describe, self._clock, self._random), wanted
             fields = {
@@ -147,27 +162,28 @@ class Reads:
 
         Raises:
             OffsetOutOfRange: it starts beyond the tail. InvalidArgument: it ends before it starts.
+            LogUnavailable, DeadlineExceeded, …: it reaches up to the tail, which nobody can tell.
         """
         start = Offset(request.start)
         end = Offset(request.end) if request.HasField("end") else None
         if end is not None and end < start:
             raise InvalidArgument(f"the read ends at {end}, before it starts at {start}")
+        if request.limit:
+            limited = Offset(start + request.limit)
+            end = limited if end is None else min(end, limited)
         try:
             tail = await self._tails.of(request.log)
         except (LogUnavailable, NotSequencer, Unreachable, DeadlineExceeded) as error:
             tail = await self._tails.known(request.log)
             fields = {"log": request.log, "tail": tail, "error": str(error)}
-            log.warning("read.tail_unknown", extra=fields)
-            if start > tail and not request.follow:
+            log.info("read.tail_unknown", extra=fields)
+            if not request.follow and (end is None or end > tail):
                 raise  # perhaps there is more, but nobody can tell now
         else:
             if start > tail:
                 raise OffsetOutOfRange(offset=start, tail=tail)
         if not request.follow:
             end = tail if end is None else min(end, tail)
-        if request.limit:
-            limited = Offset(start + request.limit)
-            end = limited if end is None else min(end, limited)
         return _Range(start, end, tail)
 
 

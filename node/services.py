@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
@@ -15,20 +15,32 @@ from loglet.store import LogStore
 from metadata.records import NodeRecord
 from metadata.store import MetadataStore
 from metadata.view import ClusterView
+from node.admin_service import AdminService
 from node.appends import AppendLimits, Appends
+from node.care import Care, CareGround, build_care
 from node.cluster_service import ClusterReport, LocalReport
 from node.config import NodeConfig
+from node.controller.work import WorkBoard
+from node.failover import Failover
 from node.front_door import FrontDoor
-from node.orphans import OrphanTails
+from node.handover import HandOver
+from node.liveness import Liveness
+from node.metrics import ReconfigurationMetrics
 from node.peers import Peers
 from node.reads import Reads
+from node.reconfigure import Reconfigurer
 from node.routing import Router
+from node.suspects import Suspects
 from node.tails import Tails
+from sequencer.history import LogHistory
 from sequencer.metrics import SequencerMetrics
 from sequencer.service import Sequencer
 from sharedlog.clock import Clock
 from sharedlog.ids import SequencerId
 from sharedlog.rpc.transport import Server, Transport
+
+HAND_OVER_SHARE: Final = 0.8
+"""Of the time to stop; the rest is for what is in flight then."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,23 +67,38 @@ class Ground:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Movers:
+    """What moves logs between sequencers, and those who want it."""
+
+    board: WorkBoard
+    liveness: Liveness
+    reconfigurer: Reconfigurer
+    failover: Failover
+    handover: HandOver
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """Everything that runs once the node has registered."""
 
+    clock: Clock
     log_server: LogServer | None
     sequencer: Sequencer | None
+    movers: Movers
+    care: Care
     appends: Appends
     reads: Reads
     front_door: FrontDoor
     cluster: ClusterReport
-    orphans: OrphanTails
+    suspects: Suspects
+    admin: AdminService
 
     def register(self, server: Server) -> None:
         """Serve all of it on `server`."""
         if self.log_server is not None:
             self.log_server.register(server)
-        self.front_door.register(server)
-        self.cluster.register(server)
+        for part in (self.front_door, self.cluster, self.suspects, self.admin):
+            part.register(server)
 
     def runs(self) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
         """What must run, by name, in the order of starting."""
@@ -79,51 +106,58 @@ class Services:
             yield "log-server", self.log_server.run()
         if self.sequencer is not None:
             yield "sequencer", self.sequencer.run()
-        yield "orphans", self.orphans.run()
+        yield "liveness", self.movers.liveness.run()
+        yield "reconfigurer", self.movers.reconfigurer.run()
+        yield "failover", self.movers.failover.run()
+        yield from self.care.runs()
 
     def problem(self) -> str:
         """What an operator should know of a node that serves, "" if nothing."""
         return self.cluster.local.problem()
 
-    async def drain(self, *, timeout_s: float) -> None:
-        """Admit no appends, and wait for those in flight."""
+    async def leave(self, *, timeout_s: float) -> None:
+        """Hand over what others can take, then admit no appends and wait for those in flight.
+
+        **Cancellation:** safe at any moment; the process ends anyway.
+        """
+        until_s = self.clock.monotonic_s() + timeout_s
+        self.movers.liveness.stopping = True  # before anything else: nobody is to give us more
+        await self.care.controller.resign()
+        await self.movers.handover.run(timeout_s=timeout_s * HAND_OVER_SHARE)
         if self.sequencer is not None:
-            await self.sequencer.drain(timeout_s=timeout_s)
+            left_s = until_s - self.clock.monotonic_s()
+            await self.sequencer.drain(timeout_s=max(0.0, left_s))
 
 
 def build_services(ground: Ground) -> Services:
     """Build the parts for the node's roles; nothing runs yet."""
-    config, view, transport, clock = ground.config, ground.view, ground.transport, ground.clock
-    log_server, sequencer = _build_log_server(ground), _build_sequencer(ground)
-    router = Router(ground.me, view, sequencer)
-    peers = Peers(view=view, transport=transport)
+    config, view = ground.config, ground.view
+    log_server = _build_log_server(ground)
+    liveness = _build_liveness(ground, log_server)
+    sequencer = _build_sequencer(ground, liveness)
+    movers = _build_movers(ground, liveness, sequencer)
+    care = _build_care(ground, movers)
+    if log_server is not None and care.scrub is not None:
+        log_server.on_damage(care.scrub.on_damage)
+    peers = Peers(view=view, transport=ground.transport)
+    router = _build_router(ground, sequencer, movers)
     tails = Tails(
         view=view,
         router=router,
         peers=peers,
-        transport=transport,
+        transport=ground.transport,
         timeout_s=config.peer_timeout_s,
     )
-    appends = Appends(router=router, transport=transport, clock=clock, limits=_limits(config))
+    appends = Appends(
+        router=router, transport=ground.transport, clock=ground.clock, limits=_limits(config)
+    )
     reads = Reads(
         view=view,
-        transport=transport,
-        clock=clock,
+        transport=ground.transport,
+        clock=ground.clock,
         random=ground.random,
         tails=tails,
         reads_max=config.reads_max,
-    )
-    front_door = FrontDoor(
-        store=ground.store,
-        view=view,
-        peers=peers,
-        appends=appends,
-        reads=reads,
-        tails=tails,
-        clock=clock,
-        random=ground.random,
-        new_id=ground.new_id,
-        default_replicas=config.replicas,
     )
     local = LocalReport(
         cluster_id=ground.cluster_id,
@@ -131,19 +165,31 @@ def build_services(ground: Ground) -> Services:
         view=view,
         log_server=log_server,
         sequencer=sequencer,
-        clock=clock,
+        board=movers.board,
+        controller=care.controller,
+        stopping=lambda: movers.liveness.stopping,
+        troubles=movers.reconfigurer.troubles,
+        clock=ground.clock,
         started_s=ground.started_s,
     )
     return Services(
+        clock=ground.clock,
         log_server=log_server,
         sequencer=sequencer,
+        movers=movers,
+        care=care,
         appends=appends,
         reads=reads,
-        front_door=front_door,
+        front_door=_build_front_door(ground, movers.liveness, appends, reads, tails),
         cluster=ClusterReport(
-            local=local, view=view, peers=peers, metadata_url=config.metadata_url
+            local=local,
+            view=view,
+            peers=peers,
+            index=care.index,
+            metadata_url=config.metadata_url,
         ),
-        orphans=OrphanTails(me=ground.me, view=view, peers=peers, transport=transport, clock=clock),
+        suspects=Suspects(view=view, failover=movers.failover),
+        admin=_build_admin(ground, sequencer, movers, care),
     )
 
 
@@ -167,10 +213,29 @@ def _build_log_server(ground: Ground) -> LogServer | None:
     )
 
 
-def _build_sequencer(ground: Ground) -> Sequencer | None:
+def _build_liveness(ground: Ground, log_server: LogServer | None) -> Liveness:
+    return Liveness(
+        me=ground.me,
+        view=ground.view,
+        transport=ground.transport,
+        clock=ground.clock,
+        ping_timeout_s=ground.config.ping_timeout_s,
+        read_only=lambda: log_server is not None and log_server.read_only,
+    )
+
+
+def _build_sequencer(ground: Ground, liveness: Liveness) -> Sequencer | None:
     if "sequencer" not in ground.config.roles:
         return None
-    return Sequencer(
+    history = LogHistory(
+        transport=ground.transport,
+        directory=ground.view.node,
+        clock=ground.clock,
+        random=ground.random,
+        own=ground.own.node_id,
+        held_dead=liveness.held_dead,
+    )
+    sequencer = Sequencer(
         me=ground.me,
         transport=ground.transport,
         directory=ground.view.node,
@@ -178,4 +243,118 @@ def _build_sequencer(ground: Ground) -> Sequencer | None:
         random=ground.random,
         config=ground.config.sequencer,
         metrics=SequencerMetrics(ground.registry),
+        history=history,
+    )
+    # Whoever moves a log tells nobody: its sequencer reads it in the chain, like everyone else.
+    ground.view.on_log(sequencer.on_chain)
+    return sequencer
+
+
+def _build_movers(ground: Ground, liveness: Liveness, sequencer: Sequencer | None) -> Movers:
+    view, transport, clock = ground.view, ground.transport, ground.clock
+    board = WorkBoard(ground.own.node_id)
+    reconfigurer = Reconfigurer(
+        me=ground.me,
+        store=ground.store,
+        view=view,
+        transport=transport,
+        clock=clock,
+        random=ground.random,
+        new_id=ground.new_id,
+        liveness=liveness,
+        sequencer=sequencer,
+        metrics=ReconfigurationMetrics(ground.registry),
+    )
+    failover = Failover(
+        me=ground.me,
+        view=view,
+        liveness=liveness,
+        reconfigurer=reconfigurer,
+        transport=transport,
+        board=board,
+        clock=clock,
+        random=ground.random,
+    )
+    if sequencer is not None:
+        sequencer.listener = failover
+    handover = HandOver(
+        view=view,
+        liveness=liveness,
+        reconfigurer=reconfigurer,
+        sequencer=sequencer,
+        board=board,
+        clock=clock,
+    )
+    return Movers(
+        board=board,
+        liveness=liveness,
+        reconfigurer=reconfigurer,
+        failover=failover,
+        handover=handover,
+    )
+
+
+def _build_care(ground: Ground, movers: Movers) -> Care:
+    return build_care(
+        CareGround(
+            own=ground.own,
+            config=ground.config.controller,
+            store=ground.store,
+            view=ground.view,
+            transport=ground.transport,
+            liveness=movers.liveness,
+            failover=movers.failover,
+            reconfigurer=movers.reconfigurer,
+            board=movers.board,
+            clock=ground.clock,
+            random=ground.random,
+            new_id=ground.new_id,
+            registry=ground.registry,
+        )
+    )
+
+
+def _build_router(ground: Ground, sequencer: Sequencer | None, movers: Movers) -> Router:
+    return Router(
+        me=ground.me,
+        view=ground.view,
+        sequencer=sequencer,
+        failover=movers.failover,
+        liveness=movers.liveness,
+        clock=ground.clock,
+        random=ground.random,
+        timeout_s=ground.config.peer_timeout_s,
+    )
+
+
+def _build_front_door(
+    ground: Ground, liveness: Liveness, appends: Appends, reads: Reads, tails: Tails
+) -> FrontDoor:
+    return FrontDoor(
+        store=ground.store,
+        view=ground.view,
+        liveness=liveness,
+        appends=appends,
+        reads=reads,
+        tails=tails,
+        clock=ground.clock,
+        random=ground.random,
+        new_id=ground.new_id,
+        default_replicas=ground.config.replicas,
+    )
+
+
+def _build_admin(
+    ground: Ground, sequencer: Sequencer | None, movers: Movers, care: Care
+) -> AdminService:
+    return AdminService(
+        me=ground.me,
+        view=ground.view,
+        transport=ground.transport,
+        reconfigurer=movers.reconfigurer,
+        sequencer=sequencer,
+        helper=movers.failover,
+        integrity=care.integrity,
+        losses=care.losses,
+        states=care.states,
     )

@@ -1,12 +1,16 @@
-"""Where a log ends: linearizable from its sequencer, or as some log server knows."""
+"""Where a log ends: linearizable from its sequencer, or as some log server knows.
+
+A find-tail changes nothing, so it is tried again wherever the log goes while it is asked.
+"""
 
 from __future__ import annotations
 
 from metadata.core import check_log_name
+from metadata.store import Version
 from metadata.view import ClusterView
 from node.peers import Peers
-from node.routing import Route, Router, There, sequencer_silent
-from sharedlog.errors import LogUnavailable, NotSequencer, Unreachable
+from node.routing import Route, Router, There
+from sharedlog.errors import LogUnavailable
 from sharedlog.ids import Offset
 from sharedlog.rpc.methods import FIND_TAIL
 from sharedlog.rpc.transport import Transport
@@ -35,18 +39,22 @@ class Tails:
         """The tail, linearizable, from the process that orders the log.
 
         Raises:
-            LogNotFound. LogUnavailable: the sequencer is gone. DeadlineExceeded: no write quorum
-            answers. NotSequencer: `direct_only`, and another node orders the log.
+            LogNotFound. LogUnavailable: there is no sequencer, and won't be soon. DeadlineExceeded:
+            no write quorum answers. NotSequencer: `direct_only`, and another node orders the log.
         """
         check_log_name(request.log)
-        route = await self._router.find(request.log)
-        try:
-            tail = await self._find_at(route, direct_only=request.direct_only)
-        except NotSequencer:
-            if request.direct_only:
-                raise
-            again = await self._router.find_again(route.record)
-            tail = await self._find_at(again, direct_only=False)
+
+        async def attempt(route: Route, left_s: float) -> Offset:
+            if isinstance(route, There):
+                return await self._find_there(route, left_s)
+            return await route.sequencer.find_tail(route.record, timeout_s=self._timeout_s)
+
+        tail = await self._router.serve(
+            request.log,
+            attempt,
+            min_version=Version(request.min_chain_version),
+            direct_only=request.direct_only,
+        )
         return log_pb2.FindTailResponse(tail=tail)
 
     async def get_known_tail(
@@ -79,20 +87,11 @@ class Tails:
         # A segment begins where the one before it ended, so its base is committed.
         return Offset(max(tails, default=segment.base))
 
-    async def _find_at(self, route: Route, *, direct_only: bool) -> Offset:
-        if not isinstance(route, There):
-            return await route.sequencer.find_tail(route.record, timeout_s=self._timeout_s)
-        node_id, name = route.node.node_id, route.record.name
-        if direct_only:
-            raise NotSequencer(
-                f"{name} is ordered by {node_id}, not by this node", sequencer_node_id=node_id
-            )
-        request = log_pb2.FindTailRequest(log=name, direct_only=True)
+    async def _find_there(self, route: There, left_s: float) -> Offset:
+        request = log_pb2.FindTailRequest(
+            log=route.record.name, direct_only=True, min_chain_version=route.version
+        )
         # A little longer than the peer waits, so that its own, better error arrives.
-        try:
-            answer = await self._transport.call(
-                route.node.address, FIND_TAIL, request, timeout_s=self._timeout_s + 0.5
-            )
-        except Unreachable as error:
-            raise sequencer_silent(route, error) from error
-        return Offset(answer.tail)
+        timeout_s = self._timeout_s + 0.5
+        call = self._transport.call(route.node.address, FIND_TAIL, request, timeout_s=timeout_s)
+        return Offset((await self._router.wait_for(route, call, timeout_s=left_s + 0.5)).tail)

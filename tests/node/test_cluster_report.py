@@ -12,8 +12,11 @@ import pytest
 from metadata.records import LogRecord, NodeRecord, Replica, Segment
 from metadata.store import Version
 from metadata.view import ClusterView
-from node.cluster_service import LOG_PROBLEMS_MAX, LOGS_LISTED_MAX, ClusterReport, LocalReport
+from node.cluster_service import LOGS_LISTED_MAX, ClusterReport, LocalReport
+from node.controller.index import SegmentIndex
+from node.controller.work import WorkBoard
 from node.peers import Peers
+from node.problems import ERROR, LOG_PROBLEMS_MAX, problem_of
 from sharedlog.clock import SystemClock
 from sharedlog.errors import SharedLogError, Unreachable, WrongStorage
 from sharedlog.ids import Generation, LogId, NodeId, Offset, SequencerId, StorageId
@@ -87,9 +90,13 @@ class FakeNodes:
         self.calls: Counter[str] = Counter()
         self.down: set[str] = set()
         self.read_only: set[str] = set()
+        self.uptime_s = 60.0
         self.lagging: dict[int, list[str]] = {}  # as n1 tells it
         self.tails: dict[str, int] = {}  # committed tail that a node knows of every log
         self.asked_max = 0
+        self.work: list[cluster_pb2.Work] = []  # of n2
+        self.unrepairable: dict[int, str] = {}  # by log_id, as n2 tells it
+        self.problems: list[cluster_pb2.Problem] = []  # as n2 and n3 tell them
 
     async def call(
         self, address: str, method: Method[Req, Resp], request: Req, *, timeout_s: float
@@ -119,13 +126,24 @@ class FakeNodes:
             generation=record.generation,
             storage_id=record.storage_id,
             read_only=name in self.read_only,
+            uptime_s=self.uptime_s,
         )
         logs = [
             cluster_pb2.LogStatus(log_id=log_id, under_replicated_on=nodes)
             for log_id, nodes in self.lagging.items()
             if name == "n1"
         ]
-        return cluster_pb2.GetStatusResponse(nodes=[own], logs=logs)
+        if name == "n1":
+            return cluster_pb2.GetStatusResponse(nodes=[own], logs=logs)
+        logs = [
+            cluster_pb2.LogStatus(log_id=log_id, unrepairable=text)
+            for log_id, text in self.unrepairable.items()
+            if name == "n2"
+        ]
+        work = self.work if name == "n2" else []
+        return cluster_pb2.GetStatusResponse(
+            nodes=[own], logs=logs, work=work, problems=self.problems
+        )
 
     def stream(self, address: str, method: Method[Req, Resp]) -> ClientStream[Req, Resp]:
         raise AssertionError("not called by what is tested")
@@ -133,25 +151,43 @@ class FakeNodes:
     async def close(self) -> None: ...
 
 
+@dataclass(slots=True)
+class FakeController:
+    """What a `Controller` would know."""
+
+    holder: str = "n1"
+    term: Any = None
+
+
 class Case:
     """A report over fake nodes."""
 
     def __init__(self, *records: LogRecord) -> None:
+        self.stopping = False
         self.view = FakeView(list(records))
         self.nodes = FakeNodes(self.view)
         view = cast("ClusterView", self.view)
+        self.controller = FakeController()
+        self.board = WorkBoard(NodeId("n1"))
+        self.index = SegmentIndex()
+        for record in records:
+            self.index.learn(record, Version(1))
         local = LocalReport(
             cluster_id="c",
             own=node("n1"),
             view=view,
             log_server=None,
             sequencer=None,
+            board=self.board,
+            controller=cast("Any", self.controller),
+            stopping=lambda: self.stopping,
             clock=SystemClock(),
             started_s=0,
         )
         self.report = ClusterReport(
             local=local,
             view=view,
+            index=self.index,
             peers=Peers(view=view, transport=self.nodes),
             metadata_url="embedded://h:1",
         )
@@ -213,7 +249,11 @@ async def test_a_sequencer_of_an_older_life_is_told() -> None:
     case = Case(log("a"))
     case.view.known["n1"] = node("n1", generation=2)
     (problem,) = await case.problems()
-    assert problem.startswith("log a: takes no appends: the sequencer of a, n1 in its life 1")
+    assert problem == (
+        "log a: takes no appends: its sequencer, n1 in its life 1, is gone; it is being replaced"
+    )
+    case.view.connected = False
+    assert any("once the metadata store answers" in it for it in await case.problems())
 
 
 async def test_lagging_replicas_and_full_stores_are_told() -> None:
@@ -254,10 +294,116 @@ async def test_ten_thousand_logs_cost_no_more_calls_than_one() -> None:
     assert len(status.logs) == LOGS_LISTED_MAX
     assert status.log_count == 10_000
     assert status.logs[0].name == "log07777"
+    case.controller.holder = "n3"
     case.nodes.down = {"n1"}
     status = await case.status()
     assert len(status.problems) == 1 + LOG_PROBLEMS_MAX + 1
     assert any("more problems like these" in it.message for it in status.problems)
+
+
+def chained(record: LogRecord, *ends: int) -> LogRecord:
+    """The log with closed segments before its open one."""
+    bases = [0, *ends]
+    chain = tuple(
+        replace(
+            record.chain[0],
+            index=index,
+            base=Offset(base),
+            end=Offset(bases[index + 1]) if index < len(ends) else None,
+        )
+        for index, base in enumerate(bases)
+    )
+    return replace(record, chain=chain)
+
+
+async def test_nodes_and_logs_say_how_much_history_they_have() -> None:
+    """The state of a node, the segments that name its store, a log's segments and those that lack
+    a copy; a closed segment on a dead node is a warning of its own."""
+    case = Case(chained(log("a"), 5, 9), log("b", log_id=2))
+    case.view.known["n3"] = replace(node("n3"), state="draining")
+    status = await case.status()
+    assert [(it.state, it.segments, it.open_segments) for it in status.nodes] == [
+        ("read-write", 4, 2),
+        ("read-write", 4, 2),
+        ("draining", 4, 2),
+    ]
+    assert [(it.name, it.segments, it.segments_under_replicated) for it in status.logs] == [
+        ("a", 3, 0),
+        ("b", 1, 0),
+    ]
+    case.nodes.down = {"n3"}
+    status = await case.status()
+    assert {it.name: it.segments_under_replicated for it in status.logs} == {"a": 2, "b": 0}
+    assert [(it.segments, it.state) for it in status.nodes][2] == (4, "draining")
+    told = [f"{it.subject}: {it.message}" for it in status.problems]
+    assert (
+        "log a: 2 of its closed segments have a copy on a log server that is away or lost" in told
+    )
+
+
+async def test_an_unrepairable_log_is_told_with_what_to_do() -> None:
+    """Field note 18: two of three stores are lost, and a person has to decide; one that is only
+    away is no reason."""
+    case = Case(log("a"))
+    case.view.known["n2"] = node("n2", generation=2, store="f" * 32)
+    case.nodes.down = {"n3"}
+    assert not any("unrepairable" in it for it in await case.problems())
+    case.view.known["n3"] = replace(node("n3"), state="data-loss")
+    (told,) = [it for it in await case.problems() if it.startswith("log a: takes no appends")]
+    assert "unrepairable" in told
+    assert "`sharedlog log accept-loss a --segment 0`" in told
+    declared = "node n3: its store, which 1 segment has a copy on, was declared lost"
+    assert declared in await case.problems()
+    (listed,) = (await case.status()).logs
+    assert listed.unrepairable
+    case.nodes.down = set()  # declared lost, and yet it answers: it is a copy
+    assert not any("unrepairable" in it for it in await case.problems())
+
+
+async def test_work_and_the_controller_are_told() -> None:
+    """What every node is busy with; work that can't go on is a problem; so is nobody leading, and
+    what the controller found to be lost."""
+    case = Case(log("a"))
+    case.nodes.work = [cluster_pb2.Work(kind="drain", subject="node n3", message="waits: no node")]
+    case.nodes.unrepairable = {1: "no replica of segment 0 has offsets 3 to 4"}
+    with case.board.doing("scrub", "node n1"):
+        status = await case.status()
+        own = await case.report.get_status(cluster_pb2.GetStatusRequest(local_only=True))
+    assert [(it.kind, it.node_id) for it in own.work] == [("scrub", "n1")]
+    assert [it.kind for it in status.work] == ["drain"]
+    assert status.controller == own.controller == "n1"
+    told = [f"{it.subject}: {it.message}" for it in status.problems]
+    assert told == [
+        "log a: has lost records: no replica of segment 0 has offsets 3 to 4",
+        "node n3: drain waits: no node",
+    ]
+    case.nodes.work, case.nodes.unrepairable = [], {}
+    for holder, text in (("", "no node holds"), ("n9", "n9 holds its lease and does not answer")):
+        case.controller.holder = holder
+        (problem,) = await case.problems()
+        assert problem.startswith(f"controller: {text}")
+    case.controller.holder = ""
+    case.nodes.uptime_s = 3.0
+    assert await case.problems() == [], "a cluster that has just started may still choose"
+
+
+async def test_a_reconfiguration_that_fails_is_told_once() -> None:
+    """Two nodes that met the same trouble make one line."""
+    case = Case(log("a"))
+    text = "could not be reconfigured: too few log servers"
+    case.nodes.problems = [problem_of(ERROR, "log a", text)]
+    assert await case.problems() == [f"log a: {text}"]
+
+
+async def test_a_ping_tells_the_life_and_what_to_expect_of_it() -> None:
+    """Who answers, in which life, and whether it is about to stop."""
+    case = Case(log("a"))
+    answer = await case.report.local.ping(cluster_pb2.PingRequest())
+    assert (answer.node_id, answer.generation, answer.storage_id) == ("n1", 1, "n1" * 16)
+    assert not answer.stopping
+    assert not answer.read_only
+    case.stopping = True
+    assert (await case.report.local.ping(cluster_pb2.PingRequest())).stopping
 
 
 def test_the_fake_is_a_view() -> None:

@@ -13,6 +13,7 @@ import pytest
 from loglet.config import LogServerConfig
 from metadata.config import EmbeddedConfig
 from node.config import NodeConfig
+from node.controller.config import ControllerConfig
 from sequencer.config import SequencerConfig
 from sharedlog.config import AppenderConfig, ClientConfig, ReaderConfig
 
@@ -24,6 +25,7 @@ SECTIONS = {
     "## `[log_server]`": LogServerConfig,
     "## `[sequencer]`": SequencerConfig,
     "## `[metadata_store]`": EmbeddedConfig,
+    "## `[controller]`": ControllerConfig,
     "### `ClientConfig`": ClientConfig,
     "### `AppenderConfig`": AppenderConfig,
     "### `ReaderConfig`": ReaderConfig,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -14,12 +16,12 @@ from metadata.records import NodeRecord
 from metadata.registry import register_node
 from metadata.view import ClusterView
 from node.front_door import FrontDoor
-from node.peers import Peers
+from node.liveness import Liveness
 from node.routing import Router, There
 from sharedlog.clock import SystemClock
 from sharedlog.errors import LogUnavailable, Unreachable
 from sharedlog.ids import Generation, NodeId, SequencerId, StorageId
-from sharedlog.rpc.methods import GET_STATUS
+from sharedlog.rpc.methods import PING
 from sharedlog.rpc.transport import ClientStream, Method, Req, Resp
 from sharedlog.v1 import cluster_pb2, log_pb2
 
@@ -35,11 +37,11 @@ class Nodes:
     async def call(
         self, address: str, method: Method[Req, Resp], request: Req, *, timeout_s: float
     ) -> Resp:
-        assert method.path == GET_STATUS.path
+        assert method.path == PING.path
         if address == self.down:
-            raise Unreachable(f"can't reach {address}")
-        own = cluster_pb2.NodeStatus(node_id=address.partition(":")[0], alive=True, generation=1)
-        return cast("Resp", cluster_pb2.GetStatusResponse(nodes=[own]))
+            raise Unreachable(f"can't reach {address}: connection refused")
+        own = cluster_pb2.PingResponse(node_id=address.partition(":")[0], generation=1)
+        return cast("Resp", own)
 
     def stream(self, address: str, method: Method[Req, Resp]) -> ClientStream[Req, Resp]:
         raise AssertionError("not called by what is tested")
@@ -70,14 +72,18 @@ async def register(store: EmbeddedMetadataStore, *names: str) -> list[NodeRecord
     ]
 
 
-def front_door(store: EmbeddedMetadataStore, nodes: Nodes) -> tuple[FrontDoor, ClusterView]:
-    """With a view that was told nothing: as far behind as can be."""
+@asynccontextmanager
+async def behind(
+    store: EmbeddedMetadataStore, nodes: Nodes
+) -> AsyncIterator[tuple[FrontDoor, ClusterView, Liveness]]:
+    """A front door with a view that was told nothing: as far behind as can be."""
     view = ClusterView(store, CLOCK)
+    liveness = Liveness(me=OTHER, view=view, transport=nodes, clock=CLOCK, ping_timeout_s=0.4)
     unused: Any = None
     door = FrontDoor(
         store=store,
         view=view,
-        peers=Peers(view=view, transport=nodes),
+        liveness=liveness,
         appends=unused,
         reads=unused,
         tails=unused,
@@ -86,7 +92,10 @@ def front_door(store: EmbeddedMetadataStore, nodes: Nodes) -> tuple[FrontDoor, C
         new_id=lambda: "nonce",
         default_replicas=3,
     )
-    return door, view
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(liveness.run())
+        yield door, view, liveness
+        running.cancel()
 
 
 async def test_a_log_is_made_on_nodes_that_the_view_does_not_know_yet(
@@ -94,9 +103,9 @@ async def test_a_log_is_made_on_nodes_that_the_view_does_not_know_yet(
 ) -> None:
     """It gets the replicas that the cluster has, and the answer says where its nodes are."""
     await register(store, "n1", "n2", "n3")
-    door, view = front_door(store, Nodes())
-    assert view.nodes() == []
-    made = (await door.create_log(log_pb2.CreateLogRequest(name="orders"))).log
+    async with behind(store, Nodes()) as (door, view, _):
+        assert view.nodes() == []
+        made = (await door.create_log(log_pb2.CreateLogRequest(name="orders"))).log
     assert (made.replicas, made.write_quorum) == (3, 2)
     assert [node.address for node in made.nodes] == ["n1:1", "n2:1", "n3:1"]
 
@@ -108,10 +117,10 @@ async def test_a_node_that_does_not_answer_is_still_not_taken(
     await register(store, "n1", "n2", "n3")
     nodes = Nodes()
     nodes.down = "n2:1"
-    door, _ = front_door(store, nodes)
-    with pytest.raises(LogUnavailable, match="2 of this cluster are alive"):
-        await door.create_log(log_pb2.CreateLogRequest(name="orders", replicas=3))
-    made = (await door.create_log(log_pb2.CreateLogRequest(name="orders", replicas=2))).log
+    async with behind(store, nodes) as (door, _, _):
+        with pytest.raises(LogUnavailable, match="2 of this cluster are alive"):
+            await door.create_log(log_pb2.CreateLogRequest(name="orders", replicas=3))
+        made = (await door.create_log(log_pb2.CreateLogRequest(name="orders", replicas=2))).log
     assert [replica.node_id for replica in made.chain[0].nodeset] == ["n1", "n3"]
 
 
@@ -120,8 +129,19 @@ async def test_a_call_is_forwarded_to_a_node_that_the_view_does_not_know_yet(
 ) -> None:
     """Before a log's sequencer counts as unknown, the store is asked."""
     (node,) = await register(store, "n1")
-    door, view = front_door(store, Nodes())
-    await door.create_log(log_pb2.CreateLogRequest(name="orders"))
-    route = await Router(OTHER, view, None).find("orders")
+    unused: Any = None
+    async with behind(store, Nodes()) as (door, view, liveness):
+        await door.create_log(log_pb2.CreateLogRequest(name="orders"))
+        router = Router(
+            me=OTHER,
+            view=view,
+            sequencer=None,
+            failover=unused,
+            liveness=liveness,
+            clock=CLOCK,
+            random=Random(1),
+            timeout_s=5.0,
+        )
+        route = await router.find("orders")
     assert isinstance(route, There)
     assert route.node == node

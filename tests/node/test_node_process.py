@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -76,7 +77,8 @@ def test_a_node_stops_when_asked(node: NodeProcess) -> None:
 
 
 def test_a_node_restarts_on_its_data(node: NodeProcess) -> None:
-    """The same store and cluster, the next generation; the log reads on and takes no appends."""
+    """The same store and cluster, the next generation; its log reads on, and takes appends as a
+    further segment: the new process resumes nothing of the old one's."""
     create(node)
     append(node, b"x")
     before = node.events("node.ready")[0]
@@ -85,9 +87,24 @@ def test_a_node_restarts_on_its_data(node: NodeProcess) -> None:
     after = node.events("node.ready")[0]
     assert after["storage_id"] == before["storage_id"]
     assert (before["generation"], after["generation"]) == (1, 2)
-    with pytest.raises(grpc.RpcError) as refused:
-        append(node, b"y")
-    assert "n1 in its life 1, is gone" in str(refused.value.details())
+    assert append(node, b"y").first_offset == 1
+    request = log_pb2.DescribeLogRequest(name="orders")
+    log = unary(node.address, "LogService/DescribeLog", request, log_pb2.DescribeLogResponse).log
+    assert [(it.index, it.base, it.sequencer.generation) for it in log.chain] == [
+        (0, 0, 1),
+        (1, 1, 2),
+    ]
+
+
+def test_a_restarted_node_looks_after_its_logs_by_itself(node: NodeProcess) -> None:
+    """Nobody asks for the log, and it has a living sequencer again soon after the restart, and with
+    it every tail that the process before had proved and told nobody."""
+    create(node)
+    append(node, b"x")
+    node.kill()
+    node.start().wait_ready()
+    healed = node.wait_event("failover.done")
+    assert (healed["log"], healed["sequencer"]) == ("orders", "n1.2")
     wait_until(lambda: known_tail(node) == 1, "the tail was not found again")
 
 
@@ -274,6 +291,38 @@ def test_open_streams_do_not_hold_a_stop(node: NodeProcess) -> None:
             with pytest.raises(grpc.RpcError):
                 list(stream)
         silent.set()
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path, node: NodeProcess) -> None:
+    """An append can't reach its write quorum, so the first SIGTERM waits for it; the second one
+    does not. Both end with exit code 0, and the append as indefinite or cut off."""
+    with NodeProcess(tmp_path / "n2", "n2", metadata=f"embedded://{node.address}") as other:
+        other.wait_ready()
+        log = create(node, replicas=2)
+        assert log.chain[0].sequencer.node_id == "n1"
+        append(node, b"x")
+        other.signal(signal.SIGSTOP)
+        with grpc.insecure_channel(node.address) as channel:
+            call: Any = channel.unary_unary(
+                "/sharedlog.v1.LogService/Append",
+                request_serializer=log_pb2.AppendRequest.SerializeToString,
+            )
+            request = log_pb2.AppendRequest(log="orders", records=[types_pb2.Record(value=b"y")])
+            stuck = call.future(request, timeout=30)
+            wait_until(
+                lambda: "sharedlog_node_append_sessions 1.0" in node.get("/metrics")[1],
+                "the append did not get there",
+            )
+            node.signal(signal.SIGTERM)
+            node.wait_event("node.stopping")
+            time.sleep(1)
+            assert not node.events("node.stopped"), "it waits"
+            began = time.monotonic()
+            assert node.terminate() == 0
+            assert time.monotonic() - began < 3
+            with pytest.raises(grpc.RpcError):
+                stuck.result()
+        assert node.events("node.stopping_at_once")
 
 
 def test_a_full_store_is_told(node: NodeProcess) -> None:

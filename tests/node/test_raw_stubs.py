@@ -12,7 +12,7 @@ import pytest
 from helpers.processes import ALL_ROLES, ROOT, NodeProcess
 
 PROGRAM = """
-import json, sys
+import json, sys, time
 sys.path.insert(0, sys.argv[1])
 import grpc
 from sharedlog.v1 import cluster_pb2, cluster_pb2_grpc, log_pb2, log_pb2_grpc, types_pb2
@@ -44,9 +44,12 @@ with grpc.insecure_channel(sys.argv[2]) as channel:
         refused = None
     except grpc.RpcError as error:
         refused = error.code().name, error.details()
-    status = cluster_pb2_grpc.ClusterServiceStub(channel).GetStatus(
-        cluster_pb2.GetStatusRequest(), timeout=10
-    )
+    cluster = cluster_pb2_grpc.ClusterServiceStub(channel)
+    for _ in range(100):  # a controller takes its lease a moment after the first node is ready
+        status = cluster.GetStatus(cluster_pb2.GetStatusRequest(), timeout=10)
+        if not status.problems:
+            break
+        time.sleep(0.1)
 first, last = read[0], read[-1]
 print(json.dumps({
     "append": [done.first_offset, done.next_offset], "tail": tail, "some": some,
