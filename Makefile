@@ -5,9 +5,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INPUT ?=
+SEEDS ?= 100
+FROM ?= 1
+JOBS ?= $(shell nproc)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check proto format clean test-deps bench
+.PHONY: help demo test sim check proto format clean test-deps bench
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +25,9 @@ demo: $(VENV)/.ready  ## Start three nodes, append the standard library's source
 
 test: $(VENV)/.ready  ## Run the tests
 	@$(BIN)/python -m pytest -q -n auto --dist worksteal
+
+sim: $(VENV)/.ready  ## Simulate faults over SEEDS=n seeds FROM=m on JOBS=j processors; docs/simulation.md
+	@PYTHONPATH=.:tests $(BIN)/python -m helpers.sim.run --seeds $(SEEDS) --from $(FROM) --jobs $(JOBS) $(SIM_ARGS)
 
 check: $(VENV)/.ready  ## Format, lint, types, stubs, tidiness
 	@$(BIN)/ruff format --check .
@@ -38,7 +44,7 @@ proto: $(VENV)/.ready  ## Make the stubs in sharedlog/v1 from proto/
 	@$(BIN)/python tools/proto.py
 
 test-deps:  ## Install the Debian packages that some tests and benchmarks use (needs root)
-	apt-get update -qq && apt-get install -y -qq --no-install-recommends etcd-server nats-server redis-server
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends etcd-server iproute2 nats-server redis-server
 
 bench: $(VENV)/.ready  ## Compare with etcd, NATS JetStream and Redis Streams (make test-deps installs them)
 	@$(BIN)/python -m bench.peers $(BENCH_ARGS)

@@ -23,10 +23,19 @@ FILE_LINES_MAX = 600
 
 PURE = {
     "loglet/core.py",
-    "loglet/quorum.py",
+    "loglet/group.py",
+    "loglet/ranges.py",
+    "loglet/recovery.py",
+    "loglet/recovery_steps.py",
+    "loglet/repair_rules.py",
     "metadata/core.py",
+    "metadata/quorum.py",
+    "metadata/reconfiguration.py",
     "sequencer/core.py",
     "sequencer/find_tail.py",
+    "sequencer/moves.py",
+    "sequencer/producers.py",
+    "sequencer/watch.py",
     "sharedlog/batch.py",
 }
 """Files that decide and do no I/O; every `core.py` is one."""

@@ -12,19 +12,30 @@ from prometheus_client import CollectorRegistry
 
 from loglet.config import LogServerConfig
 from loglet.lmdb_store import LmdbLogStore
-from loglet.messages import OpenLoglet, SealRequest, SealResponse, StoreRequest, StoreResponse
+from loglet.messages import (
+    OpenLoglet,
+    RepairRequest,
+    RepairResponse,
+    SealRequest,
+    SealResponse,
+    StoreRequest,
+    StoreResponse,
+    TellEndsRequest,
+    TellEndsResponse,
+)
 from loglet.metrics import LogServerMetrics
 from loglet.service import LogServer
 from loglet.store import LogStore
-from loglet.wire import SEAL, STORE
+from loglet.wire import REPAIR, SEAL, STORE, TELL_ENDS, loglet_to_proto
 from sharedlog.batch import Placement, encode_records, parse_batch_header, place_batch
 from sharedlog.clock import SystemClock
 from sharedlog.ids import Generation, LogId, LogletId, NodeId, Offset, SequencerId, StorageId
 from sharedlog.rpc.grpc_client import GrpcTransport
 from sharedlog.rpc.grpc_server import GrpcServer
-from sharedlog.rpc.methods import LIST_LOGLETS, READ_LOGLET
-from sharedlog.rpc.transport import ClientStream
-from sharedlog.v1 import log_server_pb2, types_pb2
+from sharedlog.rpc.loopback import Loopback
+from sharedlog.rpc.methods import DIGEST, LIST_LOGLETS, READ_LOGLET
+from sharedlog.rpc.transport import ClientStream, Transport
+from sharedlog.v1 import log_server_pb2
 
 STORAGE = StorageId("a" * 32)
 LOGLET = LogletId(LogId(7), 0)
@@ -115,12 +126,12 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @dataclass(slots=True)
 class Served:
-    """A log server behind a real gRPC port, and a transport to it."""
+    """A log server behind a real gRPC port (or in its own process), and a transport to it."""
 
     server: LogServer
     store: LogStore
     address: str
-    transport: GrpcTransport
+    transport: Transport
     registry: CollectorRegistry
     run: asyncio.Task[None]
 
@@ -153,6 +164,34 @@ class Served:
         message = SealRequest(self.storage_id, loglet, Offset(base))
         return await self.transport.call(self.address, SEAL, message, timeout_s=WAIT_S)
 
+    async def repair(
+        self, *batches: bytes, loglet: LogletId = LOGLET, committed: int = 0
+    ) -> RepairResponse:
+        message = RepairRequest(self.storage_id, loglet, Offset(committed), list(batches))
+        return await self.transport.call(self.address, REPAIR, message, timeout_s=WAIT_S)
+
+    async def tell_ends(self, *ends: tuple[LogletId, int]) -> TellEndsResponse:
+        message = TellEndsRequest(self.storage_id, [(it, Offset(end)) for it, end in ends])
+        return await self.transport.call(self.address, TELL_ENDS, message, timeout_s=WAIT_S)
+
+    async def digest(
+        self,
+        start: int = 0,
+        *,
+        loglet: LogletId = LOGLET,
+        end: int | None = None,
+        verify: bool = False,
+    ) -> log_server_pb2.DigestResponse:
+        """One page."""
+        message = log_server_pb2.DigestRequest(
+            storage_id=self.storage_id,
+            loglet=loglet_to_proto(loglet),
+            start=start,
+            end=end,
+            verify=verify,
+        )
+        return await self.transport.call(self.address, DIGEST, message, timeout_s=WAIT_S)
+
     async def list_loglets(self) -> list[log_server_pb2.LogletStatus]:
         message = log_server_pb2.ListLogletsRequest(storage_id=self.storage_id)
         answer = await self.transport.call(self.address, LIST_LOGLETS, message, timeout_s=WAIT_S)
@@ -166,24 +205,30 @@ class Served:
         end: int | None = None,
         segment_end: int | None = None,
         no_wait: bool = False,
+        for_repair: bool = False,
+        headers_only: bool = False,
     ) -> ClientStream[log_server_pb2.ReadLogletRequest, log_server_pb2.ReadLogletResponse]:
         """A new read stream."""
         stream = self.transport.stream(self.address, READ_LOGLET)
-        wire = types_pb2.LogletId(log_id=loglet.log_id, segment_index=loglet.segment_index)
         message = log_server_pb2.ReadLogletRequest(
-            storage_id=self.storage_id, loglet=wire, start=start, no_wait=no_wait
+            storage_id=self.storage_id,
+            loglet=loglet_to_proto(loglet),
+            start=start,
+            end=end,
+            segment_end=segment_end,
+            no_wait=no_wait,
+            for_repair=for_repair,
+            headers_only=headers_only,
         )
-        if end is not None:
-            message.end = end
-        if segment_end is not None:
-            message.segment_end = segment_end
         await stream.send(message)
         return stream
 
 
 @asynccontextmanager
-async def serve(store: LogStore, config: LogServerConfig | None = None) -> AsyncIterator[Served]:
-    """A log server over this store, on a free port; the store is closed at the end."""
+async def serve(
+    store: LogStore, config: LogServerConfig | None = None, *, loopback: bool = False
+) -> AsyncIterator[Served]:
+    """A log server over this store, on a free port or in-process; closes the store at the end."""
     registry = CollectorRegistry()
     server = LogServer(
         node_id=NodeId("n1"),
@@ -193,15 +238,21 @@ async def serve(store: LogStore, config: LogServerConfig | None = None) -> Async
         metrics=LogServerMetrics(registry),
     )
     grpc_server = GrpcServer()
-    server.register(grpc_server)
-    port = await grpc_server.start("127.0.0.1:0")
-    transport = GrpcTransport()
+    transport: Loopback | GrpcTransport
+    if loopback:
+        address, transport = "local", Loopback()
+        server.register(transport)
+    else:
+        server.register(grpc_server)
+        address = f"127.0.0.1:{await grpc_server.start('127.0.0.1:0')}"
+        transport = GrpcTransport()
     run = asyncio.create_task(server.run(), name="log-server")
     try:
-        yield Served(server, store, f"127.0.0.1:{port}", transport, registry, run)
+        yield Served(server, store, address, transport, registry, run)
     finally:
         await transport.close()
-        await grpc_server.stop(grace_s=0)
+        if not loopback:
+            await grpc_server.stop(grace_s=0)
         run.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await run

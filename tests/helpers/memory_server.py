@@ -13,14 +13,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
-from sharedlog.batch import (
-    PLACEMENT_BYTES,
-    Placement,
-    check_batch,
-    encode_records,
-    parse_placement,
-    place_batch,
-)
+from helpers.memory_log import MemoryLog
+from helpers.memory_sessions import MemorySessions, Session
+
+from sharedlog.batch import PLACEMENT_BYTES, Placement, encode_records, parse_placement
 from sharedlog.errors import (
     LogExists,
     LogletNotOpen,
@@ -28,61 +24,20 @@ from sharedlog.errors import (
     NotSequencer,
     OffsetOutOfRange,
     SharedLogError,
-    Unreachable,
     WrongStorage,
 )
-from sharedlog.ids import LogId, LogletId, Offset
+from sharedlog.ids import LogId, Offset
 from sharedlog.rpc import methods
-from sharedlog.rpc.errors import error_to_proto
 from sharedlog.rpc.grpc_server import GrpcServer
 from sharedlog.rpc.transport import ServerStream
-from sharedlog.tasks import first_error
 from sharedlog.v1 import cluster_pb2, log_pb2, log_server_pb2, types_pb2
 
 Reason = log_server_pb2.ReadGap.Reason
-Session = ServerStream[log_pb2.AppendSessionResponse, log_pb2.AppendSessionRequest]
 LogletRead = ServerStream[log_server_pb2.ReadLogletResponse, log_server_pb2.ReadLogletRequest]
 PlainRead = ServerStream[log_pb2.ReadResponse, log_pb2.ReadRequest]
 
 CLUSTER_ID = "memory"
-START = Offset(0)
-
-
-@dataclass(slots=True)
-class MemoryLog:
-    """One log: its placed batches, in order."""
-
-    name: str
-    log_id: LogId
-    sequencer: str
-    write_quorum: int
-    nodeset: list[str]
-    batches: list[bytes] = field(default_factory=list)
-    tail: Offset = START
-    nonce: str = ""
-
-    def append(self, batch: bytes) -> Offset:
-        """Take a batch; returns its first offset."""
-        header = check_batch(batch)
-        first = self.tail
-        placement = Placement(
-            LogletId(self.log_id, 0),
-            first,
-            header.record_count,
-            timestamp_ms=1_000 + len(self.batches),
-            committed_tail=first,
-            batch_crc32c=header.crc32c,
-        )
-        self.batches.append(place_batch(placement, batch))
-        self.tail = placement.end
-        return first
-
-    def from_offset(self, start: int) -> Iterator[tuple[Placement, bytes]]:
-        """Placed batches from the one that holds `start` on."""
-        for placed in self.batches:
-            placement = parse_placement(placed)
-            if placement.end > start:
-                yield placement, placed
+NOBODY = "127.0.0.1:1"
 
 
 @dataclass(slots=True)
@@ -102,6 +57,11 @@ class Faults:
     not_open: bool = False  # the log server never heard of any loglet
     read_errors: deque[SharedLogError] = field(default_factory=deque)
     describe_errors: deque[SharedLogError] = field(default_factory=deque)
+    report_errors: deque[SharedLogError] = field(default_factory=deque)
+    stale_view: types_pb2.LogDescription | None = None  # what it tells of every log
+    stale_for: int = 0  # so many descriptions; 0: until somebody asks for a newer one
+    untold: bool = False  # the log server is never told that a segment ended
+    beyond: list[bytes] = field(default_factory=list)  # sent in place of what these begin with
 
 
 class MemoryNode:
@@ -115,10 +75,15 @@ class MemoryNode:
         self.sessions_opened = 0
         self.reads_opened = 0
         self.batches_received = 0
+        self.openings: list[log_pb2.AppendSessionOpen] = []
+        self.most_unanswered = 0  # batches of one session at a time
+        self.acks = asyncio.Event()  # unset: batches are taken and not answered
+        self.acks.set()
+        self.running = asyncio.Event()  # unset: paused, as by SIGSTOP
+        self.running.set()
         self._cluster = cluster
         self._server: GrpcServer | None = None
-        self._acks = asyncio.Event()
-        self._acks.set()
+        self._sessions = MemorySessions(self, cluster)
 
     async def start(self) -> None:
         """Listen: on a free port the first time, on the same one again later."""
@@ -131,6 +96,7 @@ class MemoryNode:
         server.add_call(methods.GET_NODES, self._get_nodes)
         server.add_call(methods.GET_STATUS, self._get_status)
         server.add_call(methods.LIST_LOGLETS, self._list_loglets)
+        server.add_call(methods.REPORT_SUSPECT, self._report_suspect)
         server.add_stream(methods.APPEND_SESSION, self._session)
         server.add_stream(methods.READ, self._read)
         server.add_stream(methods.READ_LOGLET, self._read_loglet)
@@ -147,11 +113,24 @@ class MemoryNode:
     @contextmanager
     def held_acks(self) -> Iterator[None]:
         """Take batches and answer none, for as long as the block lasts."""
-        self._acks.clear()
+        self.acks.clear()
         try:
             yield
         finally:
-            self._acks.set()
+            self.acks.set()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep every connection and do nothing at all, for as long as the block lasts."""
+        self.running.clear()
+        try:
+            yield
+        finally:
+            self.running.set()
+
+    def works(self) -> bool:
+        """It is up and not paused."""
+        return self._server is not None and self.running.is_set()
 
     # LogService.
 
@@ -162,11 +141,25 @@ class MemoryNode:
     async def _describe_log(
         self, request: log_pb2.DescribeLogRequest
     ) -> log_pb2.DescribeLogResponse:
-        self._cluster.describes += 1
-        if self.faults.describe_errors:
-            raise self.faults.describe_errors.popleft()
-        log = self._cluster.find(request.name)
-        return log_pb2.DescribeLogResponse(log=self._cluster.describe(log))
+        await self.running.wait()
+        cluster, faults = self._cluster, self.faults
+        cluster.describes += 1
+        if faults.describe_errors:
+            raise faults.describe_errors.popleft()
+        log = cluster.find(request.name)
+        found = log.describe(
+            start=request.chain_from, limit=request.chain_limit, open_only=request.open_only
+        )
+        stale = faults.stale_view
+        if stale is not None:
+            faults.stale_for -= 1
+            if faults.stale_for > 0 or request.min_chain_version <= stale.chain_version:
+                found = stale
+            if faults.stale_for == 0:
+                faults.stale_view = None
+        answer = log_pb2.DescribeLogResponse(log=cluster.with_addresses(found))
+        cluster.describe_bytes += answer.ByteSize()
+        return answer
 
     async def _list_logs(self, request: log_pb2.ListLogsRequest) -> log_pb2.ListLogsResponse:
         names = sorted(self._cluster.logs)
@@ -176,12 +169,13 @@ class MemoryNode:
         return log_pb2.ListLogsResponse(logs=logs, more=len(names) > len(page))
 
     async def _find_tail(self, request: log_pb2.FindTailRequest) -> log_pb2.FindTailResponse:
+        await self.running.wait()
         if self.faults.find_tail_errors:
             raise self.faults.find_tail_errors.popleft()
         if self.faults.find_tail_error is not None:
             raise self.faults.find_tail_error
         log = self._cluster.find(request.log)
-        self._check_direct(log, direct_only=request.direct_only)
+        self.check_direct(log, direct_only=request.direct_only)
         return log_pb2.FindTailResponse(tail=log.tail)
 
     async def _get_known_tail(
@@ -197,63 +191,34 @@ class MemoryNode:
     async def _get_status(self, _: cluster_pb2.GetStatusRequest) -> cluster_pb2.GetStatusResponse:
         return cluster_pb2.GetStatusResponse(cluster_id=CLUSTER_ID)
 
-    def _check_direct(self, log: MemoryLog, *, direct_only: bool) -> None:
+    async def _session(self, stream: Session) -> None:
+        await self._sessions.serve(stream)
+
+    def check_direct(self, log: MemoryLog, *, direct_only: bool) -> None:
+        """Raise NotSequencer if another node orders the log and the caller wants none other."""
         if direct_only and log.sequencer != self.node_id:
             raise NotSequencer("another node", sequencer_node_id=log.sequencer)
 
-    async def _session(self, stream: Session) -> None:
-        opening = await stream.receive()
-        assert opening is not None
-        if self.faults.refuse_sessions:
-            raise self.faults.refuse_sessions.popleft()
-        log = self._cluster.find(opening.open.log)
-        self._check_direct(log, direct_only=opening.open.direct_only)
-        self.sessions_opened += 1
-        sequencer = types_pb2.SequencerId(node_id=log.sequencer, generation=1)
-        opened = log_pb2.AppendSessionOpened(sequencer=sequencer)
-        await stream.send(log_pb2.AppendSessionResponse(opened=opened))
-        results: asyncio.Queue[log_pb2.AppendResult | None] = asyncio.Queue()
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._answer(stream, results))
-                while (request := await stream.receive()) is not None:
-                    self.batches_received += 1
-                    results.put_nowait(await self._take(log, request.batch))
-                results.put_nowait(None)
-        except BaseExceptionGroup as group:
-            raise first_error(group) from None
+    # ClusterService.
 
-    async def _take(self, log: MemoryLog, batch: bytes) -> log_pb2.AppendResult:
-        faults = self.faults
-        if faults.drop_session_after is not None:
-            faults.drop_session_after -= 1
-            if faults.drop_session_after < 0:
-                faults.drop_session_after = None
-                if faults.admit_dropped:
-                    await self._cluster.append(log, batch)
-                raise Unreachable("dropped by the test")
-        error = faults.batch_errors.popleft() if faults.batch_errors else None
-        if error is not None:
-            return log_pb2.AppendResult(error=error_to_proto(error))
-        try:
-            first = await self._cluster.append(log, batch)
-        except SharedLogError as refused:
-            return log_pb2.AppendResult(error=error_to_proto(refused))
-        return log_pb2.AppendResult(first_offset=first, timestamp_ms=1)
-
-    async def _answer(
-        self, stream: Session, results: asyncio.Queue[log_pb2.AppendResult | None]
-    ) -> None:
-        while True:
-            ready = [await results.get()]
-            await self._acks.wait()
-            while not results.empty():
-                ready.append(results.get_nowait())
-            answer = [result for result in ready if result is not None]
-            if answer:
-                await stream.send(log_pb2.AppendSessionResponse(results=answer))
-            if ready[-1] is None:
-                return
+    async def _report_suspect(
+        self, request: cluster_pb2.ReportSuspectRequest
+    ) -> cluster_pb2.ReportSuspectResponse:
+        await self.running.wait()
+        self._cluster.reports.append((self.node_id, request))
+        if self.faults.report_errors:
+            raise self.faults.report_errors.popleft()
+        log = self._cluster.find(request.log)
+        if not self._cluster.nodes[log.sequencer].works():
+            await self._cluster.roll(log, self.node_id)
+        segment = log.open_segment
+        return cluster_pb2.ReportSuspectResponse(
+            chain_version=log.chain_version,
+            sequencer=types_pb2.SequencerId(
+                node_id=segment.sequencer, generation=segment.generation
+            ),
+            address=self._cluster.address_of(log.sequencer),
+        )
 
     async def _read(self, stream: PlainRead) -> None:
         request = await stream.receive()
@@ -288,6 +253,7 @@ class MemoryNode:
         request = await stream.receive()
         assert request is not None
         self.reads_opened += 1
+        await self.running.wait()
         if request.storage_id != self.storage_id:
             raise WrongStorage(f"this is {self.storage_id}")
         if self.faults.read_errors:
@@ -297,12 +263,13 @@ class MemoryNode:
         if self.faults.not_open:
             raise LogletNotOpen("never opened here")
         log = self._cluster.by_id(request.loglet.log_id)
+        index = request.loglet.segment_index
         end = request.end if request.HasField("end") else None
-        if request.no_wait:
+        if request.no_wait and not request.HasField("segment_end"):
             known = self._known_tail(log)
             end = known if end is None else min(end, known)
-        position = request.start
-        async for batches, known in self._batches(log, position, end):
+        async for batches, known in self._batches(log, request.start, end, index):
+            await self.running.wait()
             for placed in batches:
                 placement = parse_placement(placed)
                 gap = self._gap_at(placement)
@@ -316,6 +283,18 @@ class MemoryNode:
                 await stream.send(message)
             if not batches:
                 await stream.send(log_server_pb2.ReadLogletResponse(committed_tail=known))
+        told = self._told_end(log, index)
+        if told is not None and not request.HasField("segment_end"):
+            await stream.send(log_server_pb2.ReadLogletResponse(told_end=told))
+
+    def _told_end(self, log: MemoryLog, index: int) -> Offset | None:
+        """Where the segment ended, if this log server was told."""
+        segment = log.segment(index)
+        if self.faults.untold:
+            return None
+        if segment is None:  # it was empty, and another has taken its place
+            return log.open_segment.base if log.open_segment.index > index else None
+        return segment.end
 
     def _gap_at(self, placement: Placement) -> log_server_pb2.ReadGap | None:
         for first, end, reason in self.faults.gaps:
@@ -324,6 +303,9 @@ class MemoryNode:
         return None
 
     def _on_the_wire(self, placement: Placement, placed: bytes) -> bytes:
+        for other in self.faults.beyond:
+            if parse_placement(other).first == placement.first:
+                return other
         for offset, times in self.faults.corrupt.items():
             if placement.first <= offset < placement.end and times > 0:
                 self.faults.corrupt[offset] = times - 1
@@ -336,20 +318,33 @@ class MemoryNode:
         return log.tail if known is None else Offset(min(known, log.tail))
 
     async def _batches(
-        self, log: MemoryLog, start: int, end: int | None
+        self, log: MemoryLog, start: int, end: int | None, index: int | None = None
     ) -> AsyncIterator[tuple[list[bytes], Offset]]:
-        """Committed batches as they come, and heartbeats while none do."""
+        """Committed batches as they come, and heartbeats while none do; of one segment if given."""
         position = start
-        while end is None or position < end:
+        while True:
+            segment = None if index is None else log.segment(index)
+            stops = [end, None if segment is None else segment.end]
+            stop = min((found for found in stops if found is not None), default=None)
+            if stop is not None and position >= stop:
+                if end is None or position < end:
+                    if not self.faults.untold:
+                        return
+                else:
+                    return
+            if index is not None and segment is None and self._told_end(log, index) is not None:
+                return
             known = self._known_tail(log)
+            if segment is not None and segment.end is not None:
+                known = Offset(min(known, segment.end))
             ready = []
             for placement, placed in log.from_offset(position):
-                if placement.end > known or (end is not None and placement.first >= end):
+                if placement.end > known or (stop is not None and placement.first >= stop):
                     break
                 ready.append(placed)
                 position = placement.end
             yield ready, known
-            if end is None or position < end:
+            if stop is None or position < stop or self.faults.untold:
                 await self._cluster.wait_for_change(self._cluster.heartbeat_s)
 
 
@@ -362,6 +357,11 @@ class MemoryCluster:
         self.page = 1_000
         self.heartbeat_s = 0.02
         self.describes = 0
+        self.describe_bytes = 0
+        self.in_flight_batches_max = 64
+        self.reports: list[tuple[str, cluster_pb2.ReportSuspectRequest]] = []
+        self.out_of_reach: set[str] = set()  # nodes that live, but not for the client
+        self.moves: dict[str, asyncio.Event] = {}  # by log: its sequencer has handed it over
         self._changed = asyncio.Event()
 
     @property
@@ -375,7 +375,7 @@ class MemoryCluster:
             if nonce and self.logs[name].nonce == nonce:
                 return self.logs[name]
             raise LogExists(name=name)
-        log = MemoryLog(name, LogId(len(self.logs) + 1), "n1", 2, list(self.nodes), nonce=nonce)
+        log = MemoryLog(name, LogId(len(self.logs) + 1), "n1", list(self.nodes), nonce)
         self.logs[name] = log
         return log
 
@@ -399,9 +399,30 @@ class MemoryCluster:
     async def append(self, log: MemoryLog, batch: bytes) -> Offset:
         """Append and tell those who follow."""
         first = log.append(batch)
+        self._tell()
+        return first
+
+    async def roll(
+        self,
+        log: MemoryLog,
+        sequencer: str | None = None,
+        nodeset: list[str] | None = None,
+        *,
+        planned: bool = False,
+    ) -> None:
+        """Begin another segment; `planned`: the sessions of the old sequencer are told so."""
+        log.roll(sequencer, nodeset)
+        if planned and log.name in self.moves:
+            self.moves.pop(log.name).set()
+        self._tell()
+
+    def moving(self, log: MemoryLog) -> asyncio.Event:
+        """Set once the log's present sequencer has handed it over."""
+        return self.moves.setdefault(log.name, asyncio.Event())
+
+    def _tell(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-        return first
 
     async def wait_for_change(self, timeout_s: float) -> None:
         """Until something is appended anywhere, or the time is up."""
@@ -411,12 +432,16 @@ class MemoryCluster:
         except TimeoutError:
             pass
 
+    def address_of(self, node_id: str) -> str:
+        """Where the client is sent for this node."""
+        return NOBODY if node_id in self.out_of_reach else self.nodes[node_id].address
+
     def node_addresses(self) -> list[types_pb2.NodeAddress]:
         """How to reach the nodes."""
         return [
             types_pb2.NodeAddress(
                 node_id=node.node_id,
-                address=node.address,
+                address=self.address_of(node.node_id),
                 generation=1,
                 storage_id=node.storage_id,
             )
@@ -425,25 +450,13 @@ class MemoryCluster:
 
     def describe(self, log: MemoryLog) -> types_pb2.LogDescription:
         """The log's description."""
-        nodeset = [
-            types_pb2.Replica(node_id=node_id, storage_id=f"{node_id}-store")
-            for node_id in log.nodeset
-        ]
-        segment = types_pb2.Segment(
-            index=0,
-            base=0,
-            sequencer=types_pb2.SequencerId(node_id=log.sequencer, generation=1),
-            nodeset=nodeset,
-            write_quorum=log.write_quorum,
-        )
-        return types_pb2.LogDescription(
-            log_id=log.log_id,
-            name=log.name,
-            replicas=len(nodeset),
-            write_quorum=log.write_quorum,
-            chain=[segment],
-            nodes=self.node_addresses(),
-        )
+        return self.with_addresses(log.describe())
+
+    def with_addresses(self, description: types_pb2.LogDescription) -> types_pb2.LogDescription:
+        """The description, with how to reach the nodes now."""
+        del description.nodes[:]
+        description.nodes.extend(self.node_addresses())
+        return description
 
 
 @asynccontextmanager

@@ -123,6 +123,11 @@ class NodeProcess:
         self._process.send_signal(signal.SIGTERM)
         return self.wait_exit()
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process, which runs."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def kill(self) -> None:
         """SIGKILL, if it runs."""
         process, self._process = self._process, None

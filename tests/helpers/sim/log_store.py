@@ -3,27 +3,45 @@
 `SimDisk` is what lies on the platter and survives crashes. `SimLogStore` is a process's handle on
 it for one life: after `SimDisk.crash` it is dead, its running commit is on the disk wholly or not
 at all (the seed decides), and nothing it does reaches the disk any more.
+
+That a commit is never there in part is what LMDB guarantees, and what the real store rests on: the
+new pages are synced before the root that names them is written, so a torn write leaves a root that
+fails its check, and the one before it counts. Nothing weaker is simulated. What is: bits that flip
+in batches that were written well (`damage`), a disk without room, one whose sync is slow or fails,
+and one that is lost altogether, for which a node gets another `SimDisk`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from helpers.sim.world import World
 
-from loglet.store import LogletState, PutBatch, PutLoglet, StoreSpace, Write
-from sharedlog.batch import parse_placement
+from loglet.held import restored, verified
+from loglet.store import (
+    HeldBatch,
+    LogletState,
+    PutBatch,
+    PutLoglet,
+    PutRepaired,
+    StoreSpace,
+    Write,
+)
 from sharedlog.errors import StoreFailed, StoreReadOnly
 from sharedlog.ids import LogletId, Offset, StorageId
 
-RESERVE_BYTES = 64 * 1024
-"""Of the capacity, for loglet records only: a seal must find room on a full disk."""
+RESERVE_BYTES: Final = 64 * 1024
+"""Of the capacity, for loglet records, and half of it for repairs: seals must find room on a full
+disk."""
 
-LOGLET_BYTES = 256
+LOGLET_BYTES: Final = 256
 """What a loglet record is counted as."""
+
+OnStored = Callable[["SimDisk", LogletId, Offset, Offset], None]
 
 
 @dataclass(slots=True)
@@ -32,28 +50,58 @@ class _Loglet:
     firsts: list[Offset] = field(default_factory=list)  # sorted; keys of `batches`
     batches: dict[Offset, PutBatch] = field(default_factory=dict)
 
+    def newest(self) -> Iterator[tuple[Offset, Offset, bytes]]:
+        for first in reversed(self.firsts):
+            yield first, self.batches[first].end, self.batches[first].placed
+
+    def put(self, write: PutBatch) -> int:
+        """Store a batch; returns by how many bytes the disk grew."""
+        old = self.batches.get(write.first)
+        if old is None:
+            at = bisect_left(self.firsts, write.first)
+            before = self.batches[self.firsts[at - 1]] if at else None
+            after = self.batches[self.firsts[at]] if at < len(self.firsts) else None
+            assert before is None or before.end <= write.first, f"{write} overlaps {before}"
+            assert after is None or write.end <= after.first, f"{write} overlaps {after}"
+            self.firsts.insert(at, write.first)
+        else:
+            assert old.end == write.end, f"{write} takes the place of {old}"
+        self.batches[write.first] = write
+        return len(write.placed) - (0 if old is None else len(old.placed))
+
 
 class SimDisk:
     """The durable state of one store, and its faults."""
 
     def __init__(
-        self, world: World, name: str, *, capacity_bytes: int = 1 << 30, commit_max_s: float = 0.002
+        self,
+        world: World,
+        name: str,
+        *,
+        capacity_bytes: int = 1 << 30,
+        commit_max_s: float = 0.002,
+        on_stored: OnStored | None = None,
     ) -> None:
         self.name = name
         self.storage_id = StorageId(world.ids(f"storage {name}")())
         self.capacity_bytes = capacity_bytes
         self.commit_max_s = commit_max_s
         self.used_bytes = 0
+        self.full = False  # somebody else has taken all room but the reserve
         self.fail_next_commit = False
+        self.failed = False  # a commit has failed, so that the process must have stopped
+        self.damaged: set[tuple[LogletId, Offset]] = set()  # first offsets of damaged batches
         self._trace = world.trace
         self._random = world.random(f"disk {name}")
         self._loglets: dict[LogletId, _Loglet] = {}
         self._owner: SimLogStore | None = None
+        self._on_stored = on_stored
 
     def open(self) -> SimLogStore:
         """A new life's handle on what is durable."""
         assert self._owner is None, f"disk {self.name} is open already"
         self._owner = SimLogStore(self)
+        self.failed = False
         return self._owner
 
     def crash(self) -> None:
@@ -72,11 +120,23 @@ class SimDisk:
     def commit_seconds(self) -> float:
         return self._random.uniform(self.commit_max_s / 10, self.commit_max_s)
 
+    def free_bytes(self, reserved_bytes: int) -> int:
+        """Room, less what is kept back of it."""
+        free = 0 if self.full else self.capacity_bytes - RESERVE_BYTES - self.used_bytes
+        return max(free + RESERVE_BYTES - reserved_bytes, 0)
+
     def check_room(self, writes: Sequence[Write]) -> None:
-        batches = sum(len(write.placed) for write in writes if isinstance(write, PutBatch))
-        records = LOGLET_BYTES * sum(isinstance(write, PutLoglet) for write in writes)
-        limit = self.capacity_bytes - (RESERVE_BYTES if batches else 0)
-        if self.used_bytes + batches + records > limit:
+        """Raise `StoreReadOnly` if this can't be written."""
+        need = records = 0
+        reserved = 0
+        for write in writes:
+            if isinstance(write, PutBatch):
+                need += len(write.placed)
+                kept = RESERVE_BYTES // 2 if isinstance(write, PutRepaired) else RESERVE_BYTES
+                reserved = max(reserved, kept)
+            else:
+                records += LOGLET_BYTES
+        if need + records > self.free_bytes(reserved):
             raise StoreReadOnly(f"disk {self.name} is full")
 
     def apply(self, writes: Sequence[Write]) -> None:
@@ -89,30 +149,29 @@ class SimDisk:
                 else:
                     found.record = write
             else:
-                self._put_batch(self._loglets[write.loglet], write)
+                self.used_bytes += self._loglets[write.loglet].put(write)
+                self.damaged.discard((write.loglet, write.first))
+                if self._on_stored is not None:
+                    self._on_stored(self, write.loglet, write.first, write.end)
         self._trace.add(f"disk {self.name} committed {len(writes)} used {self.used_bytes}")
 
-    def _put_batch(self, loglet: _Loglet, write: PutBatch) -> None:
-        old = loglet.batches.get(write.first)
-        if old is None:
-            loglet.firsts.insert(bisect_left(loglet.firsts, write.first), write.first)
-        else:
-            self.used_bytes -= len(old.placed)
-        loglet.batches[write.first] = write
-        self.used_bytes += len(write.placed)
-
-    def damage(self, loglet: LogletId, offset: Offset) -> None:
-        """Flip one bit in the last byte of the batch that holds `offset`."""
+    def damage(self, loglet: LogletId, offset: Offset, *, bit: int = -8) -> None:
+        """Flip one bit in the batch that holds `offset`, of its last byte unless said otherwise."""
         held = self._loglets[loglet]
         for first, batch in held.batches.items():
             if batch.first <= offset < batch.end:
-                flipped = batch.placed[:-1] + bytes([batch.placed[-1] ^ 1])
-                held.batches[first] = PutBatch(loglet, batch.first, batch.end, flipped)
+                bits = 8 * len(batch.placed)
+                at = bit % bits
+                placed = bytearray(batch.placed)
+                placed[at // 8] ^= 1 << at % 8
+                held.batches[first] = PutBatch(loglet, batch.first, batch.end, bytes(placed))
+                self.damaged.add((loglet, first))
+                self._trace.add(f"disk {self.name} damaged {loglet} {first} bit {at}")
                 return
         raise AssertionError(f"{loglet}: offset {offset} is not held on {self.name}")
 
     def states(self) -> list[LogletState]:
-        return [self._state(loglet) for _, loglet in sorted(self._loglets.items())]
+        return [restored(it.record, it.newest()) for _, it in sorted(self._loglets.items())]
 
     def read(self, loglet: LogletId, start: Offset, end: Offset) -> list[PutBatch]:
         """Every batch that overlaps [start, end), in order; for tests too."""
@@ -121,20 +180,6 @@ class SimDisk:
             return []
         found = (held.batches[first] for first in held.firsts if first < end)
         return [batch for batch in found if batch.end > start]
-
-    def _state(self, loglet: _Loglet) -> LogletState:
-        record = loglet.record
-        last = loglet.batches[loglet.firsts[-1]] if loglet.firsts else None
-        told = parse_placement(last.placed).committed_tail if last else record.base
-        return LogletState(
-            loglet=record.loglet,
-            base=record.base,
-            opened_by=record.opened_by,
-            sealed=record.sealed,
-            local_start=record.local_start,
-            local_tail=last.end if last else record.base,
-            committed_tail=max(record.base, told),
-        )
 
 
 class SimLogStore:
@@ -163,6 +208,8 @@ class SimLogStore:
             await asyncio.sleep(disk.commit_seconds())
             if disk.fail_next_commit:
                 disk.fail_next_commit = False
+                disk.failed = True
+                disk.crash()  # nobody can tell what of it arrived
                 raise StoreFailed(f"disk {disk.name} failed")
             if not self.dead:
                 disk.apply(self.committing)
@@ -181,10 +228,33 @@ class SimLogStore:
             found.append((batch.first, batch.placed))
         return found
 
+    async def scan(
+        self,
+        loglet: LogletId,
+        start: Offset,
+        end: Offset,
+        *,
+        verify: bool,
+        max_batches: int,
+        max_bytes: int,
+    ) -> list[HeldBatch]:
+        found: list[HeldBatch] = []
+        size = 0
+        for batch in self._disk.read(loglet, start, end)[:max_batches]:
+            if not verify:
+                found.append(HeldBatch(batch.first, batch.end, b""))
+                continue
+            size += len(batch.placed)
+            if found and size > max_bytes:
+                break
+            found.append(verified(loglet, batch.first, batch.end, batch.placed))
+        return found
+
     def space(self) -> StoreSpace:
         disk = self._disk
-        free = disk.capacity_bytes - RESERVE_BYTES - disk.used_bytes
-        return StoreSpace(disk.used_bytes, max(free, 0))
+        return StoreSpace(
+            disk.used_bytes, disk.free_bytes(RESERVE_BYTES), disk.free_bytes(RESERVE_BYTES // 2)
+        )
 
     async def close(self) -> None:
         self._disk.release(self)

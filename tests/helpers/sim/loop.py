@@ -4,9 +4,15 @@ When nothing is ready the clock jumps to the next timer; when there is no timer 
 waits for another and the loop says which (`Deadlock`). Code under it may use all of asyncio but
 sockets, threads and child processes.
 
+**Hosts.** A simulated process is a `Host`: what runs within `host.run(...)`, and every task, timer
+and callback that comes of it, belongs to that host, for asyncio hands the context on. A paused host
+(SIGSTOP) runs nothing: what would run is held, in order, and runs when the host resumes. Time goes
+on meanwhile, so its timers are overdue then.
+
 What else could differ between two runs is pinned here: tasks and futures hash by their serial
-number (a `TaskGroup` keeps its tasks in a set, and cancels them in the set's order), and the
-garbage collector stands still (it closes forgotten generators when it happens to run).
+number (a `TaskGroup` keeps its tasks in a set, and cancels them in the set's order), timers of one
+moment fire in the order in which they were set, and the garbage collector stands still (it closes
+forgotten generators when it happens to run).
 """
 
 from __future__ import annotations
@@ -16,10 +22,15 @@ import contextvars
 import gc
 import itertools
 import selectors
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, NoReturn, TypeVar
+from heapq import heappop, heappush
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+_HOST: contextvars.ContextVar[Host | None] = contextvars.ContextVar("host", default=None)
 
 
 class Deadlock(RuntimeError):
@@ -30,30 +41,55 @@ class VirtualTimeExceeded(RuntimeError):
     """The simulated time ran past its limit: something waits or retries for ever."""
 
 
-class SimSelector(selectors.DefaultSelector):
-    """Jumps to the next timer instead of waiting for it."""
+class Host:
+    """A simulated process, as far as the loop cares: what can be paused together."""
 
-    now = 0.0
-    limit_s = float("inf")
-    blocked: Callable[[], str] = staticmethod(lambda: "")
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.paused = False
+        self._held: list[asyncio.Handle] = []
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
-        if ready:
-            return ready
-        if timeout is None:
-            raise Deadlock(f"every task is blocked and no timer is armed{self.blocked()}")
-        self.now += max(timeout, 0.0)
-        if self.now > self.limit_s:
-            limit_s, self.limit_s = self.limit_s, float("inf")  # what is cancelled now may end
-            raise VirtualTimeExceeded(f"{limit_s} s of virtual time are over{self.blocked()}")
-        return ready
+    def __repr__(self) -> str:
+        return f"<Host {self.name}>"
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function as this host; what it starts belongs to the host."""
+        context = contextvars.copy_context()
+        context.run(_HOST.set, self)
+        return context.run(function, *args, **kwargs)
+
+    def pause(self) -> None:
+        """From now on nothing of the host runs."""
+        assert not self.paused, f"{self.name} is paused already"
+        self.paused = True
+        _loop()._paused += 1
+
+    def resume(self) -> None:
+        """Run what was held, and go on."""
+        assert self.paused, f"{self.name} is not paused"
+        self.paused = False
+        loop = _loop()
+        loop._paused -= 1
+        held, self._held = self._held, []
+        loop._ready.extend(held)
+
+    def hold(self, handle: asyncio.Handle) -> None:
+        """To be run when the host resumes."""
+        self._held.append(handle)
+
+
+def _loop() -> SimLoop:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, SimLoop)
+    return loop
 
 
 class SimTask(asyncio.Task[T]):
     """A task whose place in a set is the same in every run."""
 
-    _serial: int = 0
+    def __init__(self, coro: Coroutine[Any, Any, T], *, serial: int, **rest: Any) -> None:
+        self._serial = serial  # first: asyncio puts the task into a set while it is made
+        super().__init__(coro, **rest)
 
     def __hash__(self) -> int:
         return self._serial
@@ -69,18 +105,58 @@ class SimFuture(asyncio.Future[T]):
 
 
 class SimLoop(asyncio.SelectorEventLoop):
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    The base class's way of running callbacks and timers is replaced by a shorter one: there are no
+    sockets to ask, and nobody to wait for.
+    """
+
+    _ready: deque[asyncio.Handle]  # the base class's
+    _stopping: bool
 
     def __init__(self, *, limit_s: float = float("inf")) -> None:
-        self._sim_selector = SimSelector()
-        self._sim_selector.limit_s = limit_s
-        self._sim_selector.blocked = self._describe_tasks
+        self._now = 0.0
+        self._limit_s = limit_s
         self._serials = itertools.count(1)
-        super().__init__(self._sim_selector)
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []  # a heap
+        self._paused = 0  # hosts
+        self.errors: list[dict[str, Any]] = []  # of callbacks: nobody else hears of them
+        super().__init__(selectors.SelectSelector())
         self.set_task_factory(self._make_task)  # type: ignore[arg-type]  # the stub wants a Future
+        self.set_exception_handler(lambda _, context: self.errors.append(context))
 
     def time(self) -> float:
-        return self._sim_selector.now
+        return self._now
+
+    def call_soon(  # type: ignore[override]  # the stub's type variables
+        self,
+        callback: Callable[..., object],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_later(  # type: ignore[override]  # the stub's type variables
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def call_at(  # type: ignore[override]  # the stub's type variables
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heappush(self._timers, (when, next(self._serials), timer))
+        return timer
 
     def create_future(self) -> asyncio.Future[Any]:
         future: SimFuture[Any] = SimFuture(loop=self)
@@ -89,6 +165,42 @@ class SimLoop(asyncio.SelectorEventLoop):
 
     def run_in_executor(self, executor: object, func: object, *args: object) -> NoReturn:
         raise RuntimeError(f"threads are not simulated: {func}")
+
+    def _run_once(self) -> None:
+        """One turn: what is ready now, or else the next timers."""
+        ready = self._ready
+        if not ready and not self._stopping:
+            self._advance()
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if handle._cancelled:
+                continue
+            if self._paused:
+                host = handle._context.get(_HOST)  # type: ignore[attr-defined]  # private
+                if host is not None and host.paused:
+                    host.hold(handle)
+                    continue
+            handle._run()
+        handle = None  # type: ignore[assignment]  # keeps nothing alive
+
+    def _advance(self) -> None:
+        """Jump to the next timer, and make ready what is due then."""
+        timers = self._timers
+        while timers and timers[0][2]._cancelled:
+            heappop(timers)
+        if not timers:
+            raise Deadlock(f"every task is blocked and no timer is armed{self._describe_tasks()}")
+        self._now = max(self._now, timers[0][0])
+        if self._now > self._limit_s:
+            limit_s, self._limit_s = self._limit_s, float("inf")  # what is cancelled now may end
+            raise VirtualTimeExceeded(
+                f"{limit_s} s of virtual time are over{self._describe_tasks()}"
+            )
+        while timers and timers[0][0] <= self._now:
+            self._ready.append(heappop(timers)[2])
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It is thrown away when its time comes."""
 
     def _make_task(
         self,
@@ -101,9 +213,9 @@ class SimLoop(asyncio.SelectorEventLoop):
         serial = next(self._serials)
         # The standard library numbers unnamed tasks over the whole process: a trace must not show
         # it.
-        task: SimTask[T] = SimTask(coro, loop=loop, name=name or f"task {serial}", context=context)
-        task._serial = serial
-        return task
+        return SimTask(
+            coro, serial=serial, loop=loop, name=name or f"task {serial}", context=context
+        )
 
     def _describe_tasks(self) -> str:
         tasks = sorted(asyncio.all_tasks(self), key=hash)
@@ -125,17 +237,24 @@ def _innermost(task: asyncio.Task[Any]) -> str:
 
 
 def run_virtual(main: Callable[[], Awaitable[T]], *, limit_s: float = 3600.0) -> T:
-    """Run `main` to its end under a loop of its own, in at most `limit_s` of virtual time."""
+    """Run `main` to its end under a loop of its own, in at most `limit_s` of virtual time.
+
+    An error in a callback, which asyncio would only log, is raised at the end.
+    """
 
     async def root() -> T:
         return await main()
 
-    gc.collect()
     collecting = gc.isenabled()
+    gc.collect()
     gc.disable()
+    loop = SimLoop(limit_s=limit_s)
     try:
-        with asyncio.Runner(loop_factory=lambda: SimLoop(limit_s=limit_s)) as runner:
-            return runner.run(root())
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            result = runner.run(root())
     finally:
         if collecting:
             gc.enable()
+    for context in loop.errors:
+        raise RuntimeError(f"in a callback: {context['message']}") from context.get("exception")
+    return result

@@ -1,196 +1,376 @@
-"""A scenario: three nodes, a client that appends and reads, faults meanwhile, and what must hold.
+"""One run: a cluster, clients that append and read, faults, then quiet, then judgement.
 
-Runnable as `python -m helpers.sim.scenario SEED`, which prints the trace's digest: a run in another
-process has other hashes of strings and other addresses of objects, and must not care.
+The seed draws the cluster's shape and the mix of faults. For `duration_s` of simulated time clients
+work and the nemesis breaks things; then everything is mended, and the run waits until clients have
+their answers, followers are at the tail and every record has its copies again. What does not come
+to rest is a violation too (`stuck`). Then a new client reads the log, and the checkers of
+`history_check.py` and `history_disks.py` decide.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any
+from collections import defaultdict
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
-from helpers.sim.cluster import SimCluster, SimNode, open_cluster
-from helpers.sim.loop import run_virtual
-from helpers.sim.world import SimClock, Trace, World
+from helpers.history import Final as FinalLog
+from helpers.history import FinalRecord, History
+from helpers.history_check import Violation, check_history
+from helpers.history_disks import (
+    Journal,
+    ReplicaCopies,
+    SegmentCopies,
+    check_disks,
+    check_durable,
+)
+from helpers.sim import ambushes  # noqa: F401  its faults make themselves known
+from helpers.sim.cluster import ClusterConfig, SimCluster, open_cluster
+from helpers.sim.log_store import SimDisk
+from helpers.sim.loop import Deadlock, VirtualTimeExceeded, run_virtual
+from helpers.sim.nemesis import Budget, Nemesis, Profile, swarm
+from helpers.sim.network import NetworkConfig
+from helpers.sim.workload import SimClient, Workload, open_client, patiently
+from helpers.sim.world import Trace, World
 
-import sharedlog
-from sharedlog.batch import decode_placed
-from sharedlog.errors import AppendIndefinite, DeadlineExceeded, SharedLogError
-from sharedlog.ids import LogId, LogletId, Offset
+from metadata.encoding import decode_log, log_key
+from metadata.store import Changed
+from sharedlog.errors import SharedLogError
+from sharedlog.ids import LogletId, Offset
 from sharedlog.log import Log
 
-LOG = "orders"
-CLIENT = "client"
+LOG: Final = "orders"
+DURATION_S: Final = 60.0
+REST_S: Final = 150.0
+"""Longest time after the faults until everything is well again."""
+
+REPEATED_CALLS: Final = (
+    *("Seal", "Repair", "TellEnds", "RaiseCommittedTail"),
+    *("Reconfigure", "PrepareMove", "ReportSuspect", "Ping"),
+)
+"""Calls of which the network may deliver a second copy, late."""
+
+
+TEMPOS: Final = ((0.000_5, 0.002), (0.005, 0.02), (0.015, 0.1))
+"""Longest delay of a message, and longest sync of a disk, when nothing is broken. Simulated time
+costs nothing: the slower, the more is under way when something breaks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """The cluster and the log."""
+
+    nodes: int = 3
+    replicas: int = 3
+    write_quorum: int = 2
+    zones: int = 1
+    spread: dict[str, int] = field(default_factory=dict)
+    tempo: tuple[float, float] = TEMPOS[0]
+
+    @classmethod
+    def drawn(cls, world: World) -> Shape:
+        """The seed's."""
+        draw = world.random("shape")
+        return replace(draw.choices(SHAPES, WEIGHTS)[0], tempo=draw.choice(TEMPOS))
+
+
+SHAPES: Final = (
+    Shape(),
+    Shape(nodes=5),
+    Shape(nodes=5, replicas=5, write_quorum=3),
+    Shape(nodes=4, replicas=4, write_quorum=3),
+    Shape(nodes=5, zones=3, spread={"zone": 2}),
+    Shape(nodes=4, replicas=3, write_quorum=3),
+    Shape(nodes=3, replicas=2, write_quorum=2),
+)
+WEIGHTS: Final = (50, 20, 10, 5, 8, 4, 3)
 
 
 @dataclass(slots=True)
-class Outcome:
-    """What a run did, for the test to judge."""
+class Result:
+    """What came of a run."""
 
+    seed: int
+    violations: list[Violation]
     trace: Trace
-    acknowledged: dict[int, bytes] = field(default_factory=dict)  # offset → value
-    indefinite: int = 0
-    refused: list[bytes] = field(default_factory=list)  # definite failures
-    read: list[tuple[int, bytes]] = field(default_factory=list)
-    followed: list[tuple[int, bytes]] = field(default_factory=list)
+    history: History
     tail: int = 0
-    copies: dict[int, int] = field(default_factory=dict)  # offset → disks that hold it
+    segments: int = 0
+    simulated_s: float = 0.0
+    faults: dict[str, int] = field(default_factory=dict)
 
-
-Nemesis = Callable[[World, SimCluster, Log], Coroutine[Any, Any, None]]
-
-
-async def crash_one(world: World, cluster: SimCluster, log: Log) -> None:
-    """Crash a log server that does not order the log, and start it again."""
-    draw = world.random("nemesis")
-    victim = draw.choice(_others(cluster, await _sequencer_of(log)))
-    await asyncio.sleep(draw.uniform(0.02, 0.2))
-    await victim.crash(silent=draw.random() < 0.3)
-    await asyncio.sleep(draw.uniform(0.05, 0.4))
-    await victim.start()
-
-
-async def trouble(world: World, cluster: SimCluster, log: Log) -> None:
-    """Faults in a row, some two at once: a write quorum may be out of reach for a while."""
-    draw = world.random("nemesis")
-    sequencer = await _sequencer_of(log)
-    others = _others(cluster, sequencer)
-    network = cluster.network
-
-    async def crash(victim: SimNode) -> None:
-        if not victim.up:
-            return
-        await victim.crash(silent=draw.random() < 0.3)
-        await asyncio.sleep(draw.uniform(0.05, 1.0))
-        await victim.start()
-
-    async def cut(victim: SimNode) -> None:
-        both = draw.random() < 0.5
-        source, target = draw.choice([(sequencer, victim.node_id), (victim.node_id, sequencer)])
-        network.cut(source, target, both_ways=both)
-        await asyncio.sleep(draw.choice([0.1, 1.0, 20.0]))
-        network.mend(source, target)
-
-    async def break_connections(victim: SimNode) -> None:
-        network.break_connections(sequencer, str(victim.node_id))
-
-    async def break_client(victim: SimNode) -> None:
-        network.break_connections(sequencer, CLIENT)
-
-    async def metadata_outage(victim: SimNode) -> None:
-        if victim.up:  # a node that starts meanwhile would fail, as it should
-            cluster.metadata.up = False
-            await asyncio.sleep(draw.uniform(0.1, 2.0))
-            cluster.metadata.up = True
-
-    faults = [crash, crash, cut, cut, break_connections, break_client]
-    for _ in range(3):
-        await asyncio.sleep(draw.uniform(0.0, 0.3))
-        async with asyncio.TaskGroup() as tasks:
-            for victim in draw.sample(others, k=draw.randint(1, len(others))):
-                tasks.create_task(draw.choice(faults)(victim), name="fault")
-    await metadata_outage(others[0])
-
-
-async def append_and_read(
-    world: World, *, nemesis: Nemesis = crash_one, appends: int = 60, writers: int = 3
-) -> Outcome:
-    """Writers append one record at a time while the nemesis does its worst; then read all back."""
-    outcome = Outcome(world.trace)
-    async with open_cluster(world) as cluster:
-        transport = cluster.network.transport(CLIENT)
-        connected = sharedlog.connect(
-            [node.address for node in cluster.nodes.values()],
-            transport=transport,
-            clock=SimClock(),
-            rng=world.random("client"),
+    def line(self) -> str:
+        """One line about it."""
+        counts = self.history.counts()
+        told = " ".join(f"{name} {count}" for name, count in counts.items() if count)
+        return (
+            f"seed {self.seed}: {self.simulated_s:.0f} s simulated, tail {self.tail} in "
+            f"{self.segments} segments, {told}, {sum(self.faults.values())} faults, "
+            f"trace {self.trace.digest()[:8]}"
         )
-        async with connected as client:
-            log = await client.create_log(LOG, replicas=3, write_quorum=2)
-            async with asyncio.TaskGroup() as tasks:
-                following = tasks.create_task(_follow(log, outcome), name="follower")
-                async with asyncio.TaskGroup() as writing:
-                    for writer in range(writers):
-                        run = _write(world, log, outcome, writer, appends // writers)
-                        writing.create_task(run, name=f"writer {writer}")
-                    writing.create_task(nemesis(world, cluster, log), name="nemesis")
-                outcome.tail = await _tail_at_last(log)
-                async for record in log.read(start=0):
-                    outcome.read.append((record.offset, record.value))
-                await _until(lambda: len(outcome.followed) >= outcome.tail)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run is told; what it is not told the seed draws."""
+
+    profile: Profile | None = None
+    shape: Shape | None = None
+    duration_s: float = DURATION_S
+
+
+def run(seed: int, plan: Plan | None = None, *, keep_lines: bool = False) -> Result:
+    """One run under virtual time. Does not raise: what goes wrong is among the violations."""
+    world = World(seed, keep_lines=keep_lines)
+    result = Result(seed, [], world.trace, History())
+    scenario = _Scenario(world, plan or Plan(), result)
+    limit_s = 2 * (plan or Plan()).duration_s + 10 * REST_S
+    try:
+        run_virtual(scenario.run, limit_s=limit_s)
+    except (Deadlock, VirtualTimeExceeded) as error:
+        result.violations.append(Violation("stuck", str(error)))
+    except Exception as error:  # noqa: BLE001  whatever it is, this seed found it
+        result.violations.append(Violation("crash", _innermost(error)))
+    return result
+
+
+def _innermost(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    cause = f" (from {_innermost(error.__cause__)})" if error.__cause__ is not None else ""
+    trace = error.__traceback__
+    where = ""
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        where = f"{code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno} in {code.co_name}"
+        trace = trace.tb_next
+    return f"{type(error).__name__}: {error} at {where}{cause}"
+
+
+class _Scenario:
+    def __init__(self, world: World, plan: Plan, result: Result) -> None:
+        self.world = world
+        self.shape = plan.shape or Shape.drawn(world)
+        self.profile = plan.profile or swarm(world)
+        self.duration_s = plan.duration_s
+        self.result = result
+        self.history = result.history
+        self.journal = Journal()
+        self.log_id = 0
+
+    async def run(self) -> None:
+        async with open_cluster(
+            self.world, config=self._cluster_config(), on_stored=self._on_stored
+        ) as cluster:
+            operator = open_client(self.world, cluster, "operator", LOG)
+            async with operator as admin:
+                log = await self._create(admin)
+                self.log_id = (await log.describe()).log_id
+                await self._work(cluster, admin)
+        self.result.simulated_s = asyncio.get_running_loop().time()
+
+    def _cluster_config(self) -> ClusterConfig:
+        delay_max_s, commit_max_s = self.shape.tempo
+        return ClusterConfig(
+            nodes=self.shape.nodes,
+            locations=tuple(f"z{n}" for n in range(self.shape.zones)),
+            node=node_settings(),
+            commit_max_s=commit_max_s,
+            network=NetworkConfig(
+                delay_max_s=delay_max_s,
+                slow_max_s=max(0.03, 2 * delay_max_s),
+                repeat=REPEATED_CALLS,
+                repeat_probability=self.profile.repeat_probability,
+            ),
+        )
+
+    def _on_stored(self, disk: SimDisk, loglet: LogletId, first: Offset, end: Offset) -> None:
+        tick = self.history.tick()
+        self.journal.note(disk.storage_id, loglet.segment_index, first, end, tick)
+
+    async def _create(self, admin: SimClient) -> Log:
+        shape = self.shape
+        log = await admin.cluster.create_log(
+            LOG, replicas=shape.replicas, write_quorum=shape.write_quorum
+        )
+        if shape.spread:
+            await admin.cluster.admin.reconfigure(LOG, spread=shape.spread)
+        return log
+
+    async def _work(self, cluster: SimCluster, admin: SimClient) -> None:
+        budget = Budget(cluster, LOG, self.profile.cool_down_s)
+        async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+            clients = [
+                await stack.enter_async_context(
+                    open_client(
+                        self.world, cluster, f"c{n}", LOG, routing="plain" if n == 3 else "smart"
+                    )
+                )
+                for n in range(4)
+            ]
+            work = Workload(self.world, self.history, tasks)
+            nemesis = Nemesis(
+                world=self.world,
+                cluster=cluster,
+                client=admin,
+                transport=cluster.network.transport("operator"),
+                log=LOG,
+                profile=self.profile,
+                clients=clients,
+                budget=budget,
+            )
+            working = self._start(work, clients)
+            breaking = tasks.create_task(nemesis.run(), name="nemesis")
+            await asyncio.sleep(self.duration_s)
+            breaking.cancel()
+            await asyncio.wait([breaking])
+            self.result.faults = nemesis.counts
+            self.world.trace.add("heal")
+            await nemesis.heal()
+            work.stopping = True
+            await self._come_to_rest(cluster, budget, work, working)
+            await self._judge(cluster, budget, admin)
+            for following in work.following:
                 following.cancel()
-            outcome.copies = await _count_copies(cluster, log)
-        await transport.close()
-    return outcome
 
+    def _start(self, work: Workload, clients: list[SimClient]) -> list[asyncio.Task[None]]:
+        """The workload; returns the tasks that end by themselves."""
+        draw = self.world.random("workload")
+        ending: list[asyncio.Task[None]] = []
+        for client in clients[:2]:
+            timeout_s = draw.choice((3.0, 8.0, 20.0))
+            run = work.append_pipelined(client, pause_s=0.7, timeout_s=timeout_s)
+            ending.append(work.start(client, run, "appends"))
+        for client in clients[2:]:
+            run = work.append_singly(client, pause_s=0.7, timeout_s=draw.choice((2.0, 10.0)))
+            ending.append(work.start(client, run, "appends"))
+            run = work.read_now_and_then(client, pause_s=5.0)
+            ending.append(work.start(client, run, "reads"))
+        for client in clients[1:]:
+            run = work.ask_for_tails(client, pause_s=1.0)
+            ending.append(work.start(client, run, "tails"))
+        for client in (clients[0], clients[3]):
+            work.following.append(work.start(client, work.follow(client), "follows"))
+        return ending
 
-async def _write(world: World, log: Log, outcome: Outcome, writer: int, count: int) -> None:
-    draw = world.random(f"writer {writer}")
-    for number in range(count):
-        value = f"{writer}/{number}".encode()
-        try:
-            offset = await log.append(value)
-        except AppendIndefinite:
-            outcome.indefinite += 1
-        except SharedLogError as error:  # definite, says errors.py: the test holds it to that
-            outcome.refused.append(value)
-            world.trace.add(f"refused {value.decode()} {type(error).__name__} {error}")
-        else:
-            assert offset not in outcome.acknowledged, f"offset {offset} was given twice"
-            outcome.acknowledged[offset] = value
-            world.trace.add(f"acknowledged {offset} {value.decode()}")
-        await asyncio.sleep(draw.uniform(0, 0.05))
-
-
-async def _follow(log: Log, outcome: Outcome) -> None:
-    async for record in log.read(start=0, follow=True):
-        outcome.followed.append((record.offset, record.value))
-
-
-async def _tail_at_last(log: Log) -> int:
-    """The tail; a peer that lost its power is given up by keepalive only, after 15 s."""
-    async with asyncio.timeout(60):
-        while True:
+    async def _come_to_rest(
+        self,
+        cluster: SimCluster,
+        budget: Budget,
+        work: Workload,
+        working: list[asyncio.Task[None]],
+    ) -> None:
+        """Wait for answers, followers and copies, at most `REST_S`."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + REST_S
+        _, unanswered = await asyncio.wait(working, timeout=REST_S)
+        for task in unanswered:
+            self._violation("stuck", f"{task.get_name()} has not ended {REST_S:g} s after the heal")
+        async with open_client(self.world, cluster, "probe", LOG) as probe:
+            append = self.history.append("probe", b"the last one")
             try:
-                return await log.tail()
-            except DeadlineExceeded:
-                continue
+                offset = await patiently(
+                    lambda: probe.log.append(append.value, timeout_s=30), within_s=0
+                )
+                self.history.acked(append, offset)
+            except SharedLogError as error:
+                self._violation("stuck", f"the log takes no append after the heal: {error}")
+                return
+        while loop.time() < until_s:
+            behind = [read for read in work.followers if read.position <= offset]
+            if not behind and not self._lacking(cluster, budget):
+                return
+            await asyncio.sleep(1.0)
+        for read in work.followers:
+            if read.position <= offset:
+                message = f"{read.reader} follows up to {read.position} only; {read.error}"
+                self._violation("stuck", message)
+        for violation in self._lacking(cluster, budget):
+            self._violation("stuck", f"not repaired in time: {violation.message}")
+
+    def _lacking(self, cluster: SimCluster, budget: Budget) -> list[Violation]:
+        """What is not yet as it should be on the disks, told without reading the log."""
+        segments = segments_of(cluster, budget)
+        closed = FinalLog(segments[-1].base, [])
+        return [it for it in check_disks(segments, closed) if it.kind == "copies"]
+
+    async def _judge(self, cluster: SimCluster, budget: Budget, admin: SimClient) -> None:
+        async with open_client(self.world, cluster, "judge", LOG) as judge:
+            try:
+                tail = await patiently(judge.log.tail, within_s=30)
+                records = [
+                    FinalRecord(record.offset, record.value, record.timestamp_ms)
+                    async for record in judge.log.read(0, tail)
+                ]
+            except SharedLogError as error:
+                self._violation("unreadable", f"{type(error).__name__}: {error}")
+                return
+        lost = [
+            (lost.first, lost.end) for segment in budget.record().chain for lost in segment.lost
+        ]
+        final = FinalLog(tail, records, lost)
+        segments = segments_of(cluster, budget, with_disks=True)
+        found = check_history(self.history, final)
+        found += check_disks(segments, final)
+        if not found:
+            found += check_durable(self.history, segments, self.journal)
+        self.result.violations += found
+        self.result.tail = tail
+        self.result.segments = len(segments)
+        self.world.trace.add(f"judged: tail {tail}, {len(found)} violations")
+
+    def _violation(self, kind: str, message: str) -> None:
+        self.result.violations.append(Violation(kind, message))
 
 
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110  virtual time: polling costs nothing
-            await asyncio.sleep(0.01)
+def node_settings() -> dict[str, Any]:
+    """Settings of the nodes: what takes minutes in production takes seconds here."""
+    return {}
 
 
-async def _sequencer_of(log: Log) -> str:
-    return (await log.describe()).chain[-1].sequencer.node_id
+def segments_of(
+    cluster: SimCluster, budget: Budget, *, with_disks: bool = False
+) -> list[SegmentCopies]:
+    """The chain, and what lies on the disks that it names."""
+    record = budget.record()
+    named = _disks_named(cluster) if with_disks else defaultdict(set)
+    found = []
+    for segment in record.chain:
+        loglet = record.loglet(segment)
+        end = segment.end
+        replicas = []
+        for member in segment.nodeset:
+            disk = cluster.present_disk(str(member.node_id), member.storage_id)
+            batches = [] if disk is None else disk.read(loglet, segment.base, Offset(1 << 62))
+            replicas.append(
+                ReplicaCopies(
+                    str(member.node_id),
+                    member.location,
+                    [batch.placed for batch in batches],
+                    lost=disk is None,
+                )
+            )
+        found.append(
+            SegmentCopies(
+                segment.index,
+                segment.base,
+                end,
+                segment.write_quorum,
+                replicas,
+                segment.spread,
+                harmed=segment.index in budget.harmed,
+                disks=named[segment.index],
+            )
+        )
+    return found
 
 
-def _others(cluster: SimCluster, sequencer: str) -> list[SimNode]:
-    return [node for name, node in cluster.nodes.items() if name != sequencer]
-
-
-async def _count_copies(cluster: SimCluster, log: Log) -> dict[int, int]:
-    """Of each offset, the disks that hold it and whose copy decodes."""
-    description = await log.describe()
-    loglet = LogletId(LogId(description.log_id), description.chain[-1].index)
-    copies: dict[int, int] = {}
-    for node in cluster.nodes.values():
-        for batch in node.disk.read(loglet, Offset(0), Offset(1 << 62)):
-            for record in decode_placed(batch.placed):
-                copies[record.offset] = copies.get(record.offset, 0) + 1
-    return copies
-
-
-def run(seed: int, nemesis: Nemesis = trouble) -> Outcome:
-    """One run under virtual time."""
-    world = World(seed)
-    return run_virtual(lambda: append_and_read(world, nemesis=nemesis), limit_s=600)
-
-
-if __name__ == "__main__":
-    print(run(int(sys.argv[1])).trace.digest())  # noqa: T201  what it is for
+def _disks_named(cluster: SimCluster) -> dict[int, set[str]]:
+    """Every disk that the chain ever named, by segment."""
+    named: dict[int, set[str]] = defaultdict(set)
+    for change in cluster.metadata.history:
+        if isinstance(change, Changed) and change.entry.key == log_key(LOG):
+            for segment in decode_log(change.entry).chain:
+                named[segment.index].update(it.storage_id for it in segment.nodeset)
+    return named

@@ -12,7 +12,11 @@ EPOCH_MS = 1_700_000_000_000
 
 
 class SimClock:
-    """A `Clock` on the simulator's loop. Each process may have its own, off by `skew_ms`."""
+    """A `Clock` on the simulator's loop. Each process may have its own, off by `skew_ms`.
+
+    The skew may jump at any time, back too, as when an operator or NTP sets a machine's clock; the
+    monotonic time never does.
+    """
 
     def __init__(self, *, skew_ms: int = 0) -> None:
         self.skew_ms = skew_ms
@@ -30,17 +34,24 @@ class SimClock:
 class Trace:
     """What happened, in order: a line is the virtual time in microseconds and the event.
 
-    Two runs with one seed must give equal traces; the first line that differs is where to look.
+    Two runs with one seed must give equal traces. Only a hash is kept, unless `lines` is given to
+    keep them: the first line that differs, or the last ones before a failure, are where to look.
     """
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
+    def __init__(self, *, lines: list[str] | None = None) -> None:
+        self.lines = lines
+        self.count = 0
+        self._hash = hashlib.blake2b(digest_size=16)
 
     def add(self, event: str) -> None:
-        self.lines.append(f"{asyncio.get_running_loop().time() * 1e6:.0f} {event}")
+        line = f"{asyncio.get_running_loop().time() * 1e6:.0f} {event}"
+        self.count += 1
+        self._hash.update(line.encode())
+        if self.lines is not None:
+            self.lines.append(line)
 
     def digest(self) -> str:
-        return hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
+        return self._hash.hexdigest()
 
 
 class World:
@@ -50,9 +61,9 @@ class World:
     does not shift all others.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, keep_lines: bool = False) -> None:
         self.seed = seed
-        self.trace = Trace()
+        self.trace = Trace(lines=[] if keep_lines else None)
 
     def random(self, name: str) -> random.Random:
         # A string seeds the same generator in every process, unlike its hash().

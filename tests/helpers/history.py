@@ -1,0 +1,199 @@
+"""What clients did to one log and what they were told: the history that `history_check.py` judges.
+
+Used by the simulator and by the tests over real processes alike: whoever drives clients notes each
+operation here as it begins and ends. All clients of a test live in one process, so one counter
+orders everything: an operation that ended with a smaller tick than another one began with was over
+before it. Ticks rather than times: two things that happen at one moment are still in order.
+
+An append is noted record by record. Its outcome is
+
+    ACKED        the client was told the offset
+    DEFINITE     it failed, and the client was told that it is not in the log and never will be
+    INDEFINITE   it failed, and nobody says whether it is in the log
+    PENDING      the client had no answer when the history ended
+
+Values must be unique over the whole history, for a record is known by its value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+
+class Outcome(Enum):
+    """How an append ended, as far as its client knows."""
+
+    PENDING = "pending"
+    ACKED = "acked"
+    DEFINITE = "definite"
+    INDEFINITE = "indefinite"
+
+
+@dataclass(slots=True, eq=False)
+class Append:
+    """One record that a client wanted in the log."""
+
+    appender: str  # records of one appender keep their order
+    value: bytes
+    invoked: int
+    # When the appender took it: among those of one appender that have it, this is their order.
+    admitted: int | None = None
+    responded: int | None = None
+    outcome: Outcome = Outcome.PENDING
+    offset: int | None = None  # if acked
+    batch: int | None = None  # records with the same number were appended as one batch, in order
+    error: str = ""
+
+
+class Seen(NamedTuple):
+    """A record that a reader got, and when."""
+
+    offset: int
+    value: bytes
+    timestamp_ms: int
+    tick: int
+
+
+@dataclass(slots=True, eq=False)
+class Read:
+    """One read, or one follower's whole life: everything that it got, in the order of arrival."""
+
+    reader: str
+    start: int
+    invoked: int
+    end: int | None = None  # exclusive; None: to the tail, or for ever
+    follow: bool = False
+    responded: int | None = None  # it got to its end; None: it failed or was stopped
+    stale: bool = False  # it was told that the tail was not known for certain
+    records: list[Seen] = field(default_factory=list)
+    lost: list[tuple[int, int]] = field(default_factory=list)  # typed gaps [first, end), passed
+    error: str = ""
+
+    @property
+    def position(self) -> int:
+        """The offset that comes next."""
+        last = self.records[-1].offset + 1 if self.records else self.start
+        return max(last, self.lost[-1][1]) if self.lost else last
+
+
+@dataclass(slots=True, eq=False)
+class Tail:
+    """One answer to "where does the log end?"."""
+
+    caller: str
+    invoked: int
+    responded: int | None = None
+    tail: int | None = None
+    known: bool = False  # the cheap, possibly stale one
+    error: str = ""
+
+
+class FinalRecord(NamedTuple):
+    """A record as the log has it in the end."""
+
+    offset: int
+    value: bytes
+    timestamp_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """The log in the end, as a client reads it when nothing is broken any more."""
+
+    tail: int
+    records: Sequence[FinalRecord]  # in the order of reading
+    lost: Sequence[tuple[int, int]] = ()  # ranges that an operator gave up, as the chain has them
+
+
+class History:
+    """Operations as they happen."""
+
+    def __init__(self) -> None:
+        self.appends: list[Append] = []
+        self.reads: list[Read] = []
+        self.tails: list[Tail] = []
+        self._ticks = 0
+        self._batches = 0
+
+    def tick(self) -> int:
+        """A moment later than all before it."""
+        self._ticks += 1
+        return self._ticks
+
+    # Appends.
+
+    def append(self, appender: str, value: bytes) -> Append:
+        """A client is about to append a record."""
+        made = Append(appender, value, self.tick())
+        self.appends.append(made)
+        return made
+
+    def append_batch(self, appender: str, values: Iterable[bytes]) -> list[Append]:
+        """A client is about to append records as one batch."""
+        self._batches += 1
+        made = [self.append(appender, value) for value in values]
+        for one in made:
+            one.batch = self._batches
+        return made
+
+    def admitted(self, append: Append) -> None:
+        """The appender has taken the record: what it takes later comes later."""
+        append.admitted = self.tick()
+
+    def acked(self, append: Append, offset: int) -> None:
+        """The client was told where the record is."""
+        append.offset = offset
+        self._end(append, Outcome.ACKED)
+
+    def failed(self, append: Append, error: BaseException, *, definite: bool) -> None:
+        """The client was told that it failed."""
+        append.error = f"{type(error).__name__}: {error}"
+        self._end(append, Outcome.DEFINITE if definite else Outcome.INDEFINITE)
+
+    def _end(self, append: Append, outcome: Outcome) -> None:
+        assert append.outcome is Outcome.PENDING, f"{append.value!r} has ended already"
+        append.outcome = outcome
+        append.responded = self.tick()
+
+    # Reads.
+
+    def read(
+        self, reader: str, start: int, *, end: int | None = None, follow: bool = False
+    ) -> Read:
+        """A client is about to read."""
+        made = Read(reader, start, self.tick(), end, follow)
+        self.reads.append(made)
+        return made
+
+    def saw(self, read: Read, offset: int, value: bytes, timestamp_ms: int) -> None:
+        """The reader got a record."""
+        read.records.append(Seen(offset, value, timestamp_ms, self.tick()))
+
+    def read_ended(self, read: Read) -> None:
+        """The reader was told that it is at its end."""
+        read.responded = self.tick()
+
+    # Tails.
+
+    def tail(self, caller: str, *, known: bool = False) -> Tail:
+        """A client is about to ask for the tail."""
+        made = Tail(caller, self.tick(), known=known)
+        self.tails.append(made)
+        return made
+
+    def tail_found(self, tail: Tail, offset: int) -> None:
+        """The client was told the tail."""
+        tail.tail = offset
+        tail.responded = self.tick()
+
+    def counts(self) -> dict[str, int]:
+        """How much of everything there is, for a line to print."""
+        found = {outcome.value: 0 for outcome in Outcome}
+        for append in self.appends:
+            found[append.outcome.value] += 1
+        found["reads"] = sum(read.responded is not None for read in self.reads)
+        found["tails"] = sum(tail.responded is not None for tail in self.tails)
+        return found

@@ -1,0 +1,263 @@
+"""Judges a history against the log as it is in the end (DESIGN.md §1, promises 1 to 5).
+
+`check_history` returns every violation that it finds, each with its kind:
+
+| kind | what must hold |
+|---|---|
+| `lost` | an acknowledged record is in the log at the offset that its client was told |
+| `twice` | no value is in the log, and no offset was acknowledged, twice |
+| `not-definite` | a record whose append failed definitely is not in the log |
+| `invented` | what is in the log was appended by somebody |
+| `torn` | the records of a batch are side by side, all or none |
+| `order` | the records of one appender are in the order in which it took them |
+| `dense` | offsets are 0, 1, 2, … up to the tail, but for ranges whose loss was accepted |
+| `time` | timestamps never run backwards |
+| `changed` | what a reader got at an offset, time included, is what is there in the end |
+| `gap` | a reader gets every offset from its start on, once, in order, but for accepted losses |
+| `short` | a read that reached its end got all of it |
+| `real-time` | appends, reads and tails are linearizable, see below |
+
+**Linearizability.** The log is one object, its state the sequence of records, and a record's offset
+is its place in it. So the order of appends is given, and what is left to judge is whether each
+operation can have taken effect at one moment between its begin and its end. What an operation shows
+is a bound on the log's length at a moment:
+
+- *at least*: an acknowledged append at offset n, when it ended: n + 1. A record that a reader got:
+  likewise. A tail T, when it was told: T. The end of a read to the tail.
+- *at most*: an append that is in the log at offset n, when it began: n. A tail T, when it was asked
+  for: T. The end of a read to the tail, when it began.
+
+The history is linearizable if no *at least* is followed by a smaller *at most*: the length never
+shrinks, and if no two bounds contradict each other, moments for all operations can be chosen in the
+order of their offsets. A failed append without an outcome bounds only its begin. A read that was
+told that the tail is not certain, and the cheap tail, give an *at least* and no *at most*.
+
+Pure: no I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Final as Constant
+from typing import NamedTuple
+
+from helpers.history import Append, Final, FinalRecord, History, Outcome, Read
+
+VIOLATIONS_MAX: Constant = 20
+"""Of one kind; more say nothing new."""
+
+
+class Violation(NamedTuple):
+    """A promise that was not kept."""
+
+    kind: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
+
+
+class _Bound(NamedTuple):
+    """The log's length at a moment: at least, or at most, so much."""
+
+    tick: int
+    length: int
+    what: str
+
+
+def check_history(history: History, final: Final) -> list[Violation]:
+    """Every violation, at most `VIOLATIONS_MAX` of a kind."""
+    log = _Log(final)
+    found: list[Violation] = []
+    for check in (_check_log, _check_appends, _check_order, _check_reads, _check_real_time):
+        found.extend(check(history, log))
+    kept: dict[str, int] = defaultdict(int)
+    result = []
+    for violation in found:
+        kept[violation.kind] += 1
+        if kept[violation.kind] <= VIOLATIONS_MAX:
+            result.append(violation)
+    return result
+
+
+class _Log:
+    """The final log, by offset and by value."""
+
+    def __init__(self, final: Final) -> None:
+        self.final = final
+        self.by_offset: dict[int, FinalRecord] = {it.offset: it for it in final.records}
+        self.offsets: dict[bytes, int] = {}
+        for it in final.records:
+            self.offsets.setdefault(it.value, it.offset)
+
+    def is_lost(self, offset: int) -> bool:
+        """Its loss was accepted. An empty range stands for everything from there on."""
+        return any(
+            first <= offset < end or (first == end and offset >= first)
+            for first, end in self.final.lost
+        )
+
+
+def _check_log(history: History, log: _Log) -> Iterator[Violation]:
+    """The log by itself."""
+    final = log.final
+    expected = [offset for offset in range(final.tail) if not log.is_lost(offset)]
+    offsets = [it.offset for it in final.records]
+    if offsets != expected:
+        wrong = next(
+            (pair for pair in zip(offsets, expected, strict=False) if pair[0] != pair[1]),
+            (len(offsets), len(expected)),
+        )
+        yield Violation("dense", f"tail {final.tail}, {len(offsets)} records; first off: {wrong}")
+    for before, after in pairwise(final.records):
+        if after.timestamp_ms < before.timestamp_ms:
+            message = f"{before.offset} at {before.timestamp_ms}, {after.offset} earlier"
+            yield Violation("time", f"{message}, at {after.timestamp_ms}")
+    known = {append.value for append in history.appends}
+    first_at: dict[bytes, int] = {}
+    for it in final.records:
+        if it.value in first_at:
+            yield Violation("twice", f"{it.value!r} is at {first_at[it.value]} and {it.offset}")
+        first_at.setdefault(it.value, it.offset)
+        if it.value not in known:
+            yield Violation("invented", f"{it.value!r} at {it.offset} was appended by nobody")
+
+
+def _check_appends(history: History, log: _Log) -> Iterator[Violation]:
+    """Each append by itself, and its batch."""
+    acked: dict[int, Append] = {}
+    batches: dict[int, list[Append]] = defaultdict(list)
+    for append in history.appends:
+        if append.batch is not None:
+            batches[append.batch].append(append)
+        if append.outcome is Outcome.DEFINITE and append.value in log.offsets:
+            where = log.offsets[append.value]
+            yield Violation("not-definite", f"{_named(append)} ({append.error}) is at {where}")
+        if append.outcome is not Outcome.ACKED:
+            continue
+        assert append.offset is not None
+        other = acked.setdefault(append.offset, append)
+        if other is not append:
+            message = f"{append.offset} was acknowledged to {_named(other)} and {_named(append)}"
+            yield Violation("twice", message)
+        there = log.by_offset.get(append.offset)
+        if there is None and log.is_lost(append.offset):
+            continue
+        if there is None or there.value != append.value:
+            instead = "nothing" if there is None else repr(there.value)
+            now = log.offsets.get(append.value)
+            elsewhere = "nowhere else" if now is None else f"it is at {now}"
+            message = f"{_named(append)} was acknowledged at {append.offset}: there is {instead}"
+            yield Violation("lost", f"{message}, {elsewhere}")
+    for members in batches.values():
+        offsets = [log.offsets.get(member.value) for member in members]
+        present = [offset for offset in offsets if offset is not None]
+        whole = len(present) == len(members)
+        adjoin = all(after == before + 1 for before, after in pairwise(present))
+        lost = any(member.offset is not None and log.is_lost(member.offset) for member in members)
+        if present and not (whole and adjoin) and not lost:
+            yield Violation("torn", f"the batch of {_named(members[0])} is at {offsets}")
+
+
+def _check_order(history: History, log: _Log) -> Iterator[Violation]:
+    """Each appender's own order, whatever became of what it appended."""
+    by_appender: dict[str, list[Append]] = defaultdict(list)
+    for append in history.appends:
+        if append.admitted is not None and append.value in log.offsets:
+            by_appender[append.appender].append(append)
+    for appends in by_appender.values():
+        appends.sort(key=lambda append: append.admitted or 0)
+        for before, after in pairwise(appends):
+            at, then = log.offsets[before.value], log.offsets[after.value]
+            if then < at:
+                message = f"{_named(before)} at {at} was handed over before {_named(after)}"
+                yield Violation("order", f"{message}, which is at {then}")
+
+
+def _check_reads(history: History, log: _Log) -> Iterator[Violation]:
+    """Each read by itself, and against the final log."""
+    for read in history.reads:
+        who = f"{read.reader} (from {read.start})"
+        yield from _check_continuity(read, who, log)
+        for seen in read.records:
+            there = log.by_offset.get(seen.offset)
+            if there is None and log.is_lost(seen.offset):
+                continue  # it was readable before the loss
+            if there is None or (there.value, there.timestamp_ms) != seen[1:3]:
+                now = "is not there" if there is None else f"is {there.value!r} in the end"
+                message = f"{who} got {seen.value!r}, {seen.timestamp_ms}, at {seen.offset}"
+                yield Violation("changed", f"{message}; it {now}")
+        if read.responded is not None and read.end is not None and read.position < read.end:
+            yield Violation("short", f"{who} ended at {read.position} of {read.end}")
+
+
+def _check_continuity(read: Read, who: str, log: _Log) -> Iterator[Violation]:
+    gaps = dict(read.lost)
+    position = read.start
+    for seen in read.records:
+        while position != seen.offset and position in gaps:
+            position = gaps[position]
+        if seen.offset != position:
+            yield Violation("gap", f"{who} got {seen.offset} where {position} comes next")
+            return
+        position = seen.offset + 1
+    for first, end in read.lost:
+        wrong = [offset for offset in range(first, end) if not log.is_lost(offset)]
+        if wrong:
+            yield Violation("gap", f"{who} was told that [{first}, {end}) is lost: {wrong[0]} not")
+
+
+def _check_real_time(history: History, log: _Log) -> Iterator[Violation]:
+    """See the module's docstring."""
+    least, most = _bounds(history, log)
+    least.sort()
+    most.sort()
+    highest: _Bound | None = None
+    at = 0
+    for bound in most:
+        while at < len(least) and least[at].tick < bound.tick:
+            if highest is None or least[at].length > highest.length:
+                highest = least[at]
+            at += 1
+        if highest is not None and highest.length > bound.length:
+            before = f"{highest.what} (length >= {highest.length}, tick {highest.tick})"
+            after = f"{bound.what} (length <= {bound.length}, tick {bound.tick})"
+            yield Violation("real-time", f"{before} before {after}")
+
+
+def _bounds(history: History, log: _Log) -> tuple[list[_Bound], list[_Bound]]:
+    least: list[_Bound] = []
+    most: list[_Bound] = []
+    for append in history.appends:
+        if append.outcome is Outcome.ACKED:
+            assert append.offset is not None
+            assert append.responded is not None
+            least.append(_Bound(append.responded, append.offset + 1, f"ack of {_named(append)}"))
+        where = log.offsets.get(append.value)
+        if where is not None:
+            most.append(_Bound(append.invoked, where, f"append of {_named(append)}"))
+    for tail in history.tails:
+        if tail.responded is not None:
+            assert tail.tail is not None
+            what = f"{'known ' if tail.known else ''}tail {tail.tail} of {tail.caller}"
+            least.append(_Bound(tail.responded, tail.tail, what))
+            if not tail.known:
+                most.append(_Bound(tail.invoked, tail.tail, what))
+    for read in history.reads:
+        what = f"read of {read.reader} from {read.start}"
+        least.extend(_Bound(seen.tick, seen.offset + 1, what) for seen in read.records)
+        if read.responded is not None and not (read.follow or read.stale or read.end is not None):
+            least.append(_Bound(read.responded, read.position, f"end of {what}"))
+            most.append(_Bound(read.invoked, read.position, what))
+    return least, most
+
+
+def _named(append: Append) -> str:
+    return f"{append.value!r} of {append.appender}"
+
+
+def report(violations: Sequence[Violation]) -> str:
+    """Lines for a person."""
+    return "\n".join(f"  {violation}" for violation in violations)
