@@ -166,8 +166,10 @@ async def _bad_luck(it: Nemesis, *, wipe: bool) -> bool:
         gone = [node for node in holders if node is not victim and node.serves]
         for node in gone:
             await node.crash(silent=draw.random() < 0.5)
-        if not wipe:
-            victim.disk.damage(record.loglet(segment), newest[-1].first, bit=draw.getrandbits(20))
+        last = newest[-1]
+        still_held = victim.disk.read(record.loglet(segment), last.first, last.end)
+        if not wipe and still_held:  # another fault may have taken the disk meanwhile
+            victim.disk.damage(record.loglet(segment), last.first, bit=draw.getrandbits(20))
         await victim.crash()
         if wipe:
             victim.wipe()

@@ -232,7 +232,7 @@ def damage_taken_for_absence(patch: Patch) -> None:
 
 @mutant(
     "a repair truncates on an unknown: silence is taken for absence (field note 5)",
-    mix="damaged copies",
+    mix="lost copies",
     kinds="lost real-time changed",
 )
 def silence_taken_for_absence(patch: Patch) -> None:

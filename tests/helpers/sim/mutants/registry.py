@@ -27,7 +27,7 @@ MUTANTS: Final[dict[str, Mutant]] = {}
 _Apply = Callable[[Patch], None]
 
 
-def mutant(breaks: str, *, mix: str, seeds: int = 30, kinds: str) -> Callable[[_Apply], _Apply]:
+def mutant(breaks: str, *, mix: str, seeds: int = 40, kinds: str) -> Callable[[_Apply], _Apply]:
     """Make a defect known by the name of the function that brings it in."""
 
     def register(apply: _Apply) -> _Apply:
