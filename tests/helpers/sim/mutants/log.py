@@ -79,7 +79,7 @@ def find_tail_joins_a_running_round(patch: Patch) -> None:
     patch.setattr(FindTailRounds, "on_find_tail", on_find_tail)
 
 
-@mutant("find-tail is not confirmed", mix="stale sequencers", kinds="real-time")
+@mutant("find-tail is not confirmed", mix="zombies", kinds="real-time")
 def find_tail_not_confirmed(patch: Patch) -> None:
     def on_find_tail(self: FindTailRounds, caller: object, committed: Offset) -> Any:
         return [AnswerTail([caller], committed)]
@@ -176,7 +176,7 @@ def dedupe_off(patch: Patch) -> None:
 
 @mutant(
     "a repair brings records to one server only",
-    mix="wipes",
+    mix="rival repairs",
     kinds="early lost copies",
 )
 def repair_to_one_server_only(patch: Patch) -> None:

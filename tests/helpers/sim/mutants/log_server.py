@@ -36,7 +36,7 @@ from sharedlog.ids import SequencerId
 
 @mutant(
     "recovery counts answers of unsealed nodes (field note 2)",
-    mix="stale sequencers",
+    mix="seals under load",
     kinds="lost real-time",
 )
 def seal_answers_without_sealing(patch: Patch) -> None:
