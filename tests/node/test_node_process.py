@@ -62,8 +62,18 @@ def known_tail(node: NodeProcess) -> int:
 
 
 def create(node: NodeProcess, replicas: int = 1) -> types_pb2.LogDescription:
-    request = log_pb2.CreateLogRequest(name="orders", replicas=replicas)
-    return unary(node.address, "LogService/CreateLog", request, log_pb2.CreateLogResponse).log
+    request = log_pb2.CreateLogRequest(name="orders", replicas=replicas, nonce="test")
+    deadline_s = time.monotonic() + 10
+    while True:
+        try:
+            made = unary(node.address, "LogService/CreateLog", request, log_pb2.CreateLogResponse)
+        except grpc.RpcError as error:
+            # A node that has just started may not be known yet, or miss a ping on a busy machine.
+            if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.1)
+        else:
+            return made.log
 
 
 def test_a_node_stops_when_asked(node: NodeProcess) -> None:
