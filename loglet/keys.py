@@ -40,7 +40,7 @@ from sharedlog.ids import (
 IDENTITY_KEY: Final = b"\x01identity"
 LOGLET_PREFIX: Final = b"\x02"
 BATCH_PREFIX: Final = b"\x03"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2  # 1 had placements of version 1
 
 _LOGLET_KEY: Final = struct.Struct(">cQI")
 _BATCH_KEY: Final = struct.Struct(">cQIQI")

@@ -35,7 +35,7 @@ from loglet.messages import StoreResponse
 from loglet.metrics import LogServerMetrics
 from loglet.store import LogletState, LogStore
 from loglet.wire import DAMAGED, HOLE, TRIMMED, Gap, ReadQuery, read_answer, read_query
-from sharedlog.batch import HEADERS_BYTES, Placement, check_placed
+from sharedlog.batch import HEADERS_BYTES, Placement, check_placed, is_control
 from sharedlog.errors import CorruptBatch, InvalidArgument, Overloaded, ProtocolError
 from sharedlog.ids import LogletId, Offset
 from sharedlog.rpc.transport import ServerStream
@@ -190,7 +190,7 @@ class ReadService:
                     else await self._next(query.loglet, position, limits)
                 )
                 if query.headers_only:
-                    batches = [placed[:HEADERS_BYTES] for placed in batches]
+                    batches = [_headers_of(placed) for placed in batches]
                 await stream.send(read_answer(limits.known, batches, gap))
                 if gap is not None:
                     return
@@ -275,6 +275,11 @@ class ReadService:
         self._metrics.damaged_batches.inc()
         fields = {"loglet": str(loglet), "first": first, "reason": str(error)}
         log.error("batch.damaged", extra=fields)
+
+
+def _headers_of(placed: bytes) -> bytes:
+    """The fixed part of a batch; a control batch is small, and wanted whole."""
+    return placed if is_control(placed) else placed[:HEADERS_BYTES]
 
 
 def _trimmed(state: LogletState | None, position: Offset, limit: Offset) -> Gap | None:

@@ -27,8 +27,10 @@ from metadata.store import Version
 from node.limits import Places
 from node.routing import Here, Route, RouteLost, Router, There, sequencer_silent
 from node.wire import record_columns
+from sequencer.admission import conditions_of
 from sharedlog.batch import encode_records, parse_batch_header
 from sharedlog.clock import Clock
+from sharedlog.control import check_fencing_token
 from sharedlog.errors import (
     AppendIndefinite,
     DeadlineExceeded,
@@ -83,16 +85,43 @@ class Appends:
             AppendIndefinite: no write quorum, or no answer, in time.
             SharedLogError: anything else is definite.
         """
-        check_log_name(request.log)
-        batch = encode_records(record_columns(request.records))
+        message = log_pb2.AppendSessionRequest(
+            batch=encode_records(record_columns(request.records))
+        )
+        if request.HasField("match_offset"):
+            message.match_offset = request.match_offset
+        if request.HasField("fencing_token"):
+            message.fencing_token = request.fencing_token
+        return await self._append(request.log, message)
+
+    async def fence(self, request: log_pb2.FenceRequest) -> log_pb2.FenceResponse:
+        """Set the log's fencing token.
+
+        Raises:
+            AppendIndefinite: it may have been set. FencingTokenMismatch: another one was expected.
+            SharedLogError: anything else is definite.
+        """
+        check_fencing_token(request.token)
+        message = log_pb2.AppendSessionRequest(
+            batch=encode_records([(b"", None, None)]), set_fencing_token=request.token
+        )
+        if request.HasField("expected"):
+            message.fencing_token = request.expected
+        done = await self._append(request.log, message)
+        return log_pb2.FenceResponse(offset=done.first_offset)
+
+    async def _append(
+        self, name: str, message: log_pb2.AppendSessionRequest
+    ) -> log_pb2.AppendResponse:
+        check_log_name(name)
 
         async def attempt(route: Route, left_s: float) -> log_pb2.AppendResponse:
             if isinstance(route, There):
-                return await self._append_there(route, batch, left_s)
-            return await self._append_here(route, batch)
+                return await self._append_there(route, message, left_s)
+            return await self._append_here(route, message)
 
         with self._places.take():
-            return await self._router.serve(request.log, attempt)
+            return await self._router.serve(name, attempt)
 
     async def session(self, stream: _Session) -> None:
         """Serve one session until the client ends it, or the log moves."""
@@ -137,22 +166,28 @@ class Appends:
         check_log_name(first.open.log)
         return first.open
 
-    async def _append_here(self, route: Here, batch: bytes) -> log_pb2.AppendResponse:
-        timeout_s = self._limits.append_timeout_s
-        done = await route.sequencer.append(route.record, batch, timeout_s=timeout_s)
+    async def _append_here(
+        self, route: Here, message: log_pb2.AppendSessionRequest
+    ) -> log_pb2.AppendResponse:
+        done = await route.sequencer.append(
+            route.record,
+            message.batch,
+            timeout_s=self._limits.append_timeout_s,
+            conditions=conditions_of(message),
+        )
         return log_pb2.AppendResponse(
             first_offset=done.first, next_offset=done.end, timestamp_ms=done.timestamp_ms
         )
 
     async def _append_there(
-        self, route: There, batch: bytes, left_s: float
+        self, route: There, message: log_pb2.AppendSessionRequest, left_s: float
     ) -> log_pb2.AppendResponse:
         opening = log_pb2.AppendSessionOpen(log=route.record.name)
         forwarded = await self._open_upstream(route, opening, left_s)
         upstream = forwarded.upstream
         try:
             result = await self._router.wait_for(
-                route, _append_one(upstream, batch), timeout_s=self._limits.append_timeout_s
+                route, _append_one(upstream, message), timeout_s=self._limits.append_timeout_s
             )
         except NotSequencer:
             raise  # it said that it took nothing
@@ -167,7 +202,7 @@ class Appends:
             upstream.cancel()
         if result.HasField("error"):
             raise error_from_proto(result.error)
-        count = parse_batch_header(batch).record_count
+        count = parse_batch_header(message.batch).record_count
         return log_pb2.AppendResponse(
             first_offset=result.first_offset,
             next_offset=result.first_offset + count,
@@ -240,8 +275,10 @@ async def _open(
     return answer
 
 
-async def _append_one(upstream: _Upstream, batch: bytes) -> log_pb2.AppendResult:
-    await upstream.send(log_pb2.AppendSessionRequest(batch=batch))
+async def _append_one(
+    upstream: _Upstream, message: log_pb2.AppendSessionRequest
+) -> log_pb2.AppendResult:
+    await upstream.send(message)
     await upstream.end()
     answer = await upstream.receive()
     if answer is not None and answer.HasField("moved") and not answer.results:

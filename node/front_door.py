@@ -64,6 +64,7 @@ class FrontDoor:
         server.add_call(methods.DESCRIBE_LOG, self.describe_log)
         server.add_call(methods.LIST_LOGS, self.list_logs)
         server.add_call(methods.APPEND, self._appends.append)
+        server.add_call(methods.FENCE, self._appends.fence)
         server.add_stream(methods.APPEND_SESSION, self._appends.session)
         server.add_stream(methods.READ, self._reads.read)
         server.add_stream(methods.READ_RECORDS, self._reads.read_records)

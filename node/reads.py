@@ -25,7 +25,7 @@ from node.freshness import fresh_log
 from node.limits import Places
 from node.tails import Tails
 from node.wire import describe_log, record_to_proto
-from sharedlog.batch import decode_placed
+from sharedlog.batch import decode_placed, is_control
 from sharedlog.clock import Clock
 from sharedlog.errors import (
     DeadlineExceeded,
@@ -110,6 +110,8 @@ class Reads:
                     if not chunk.batches:
                         await stream.send(log_pb2.ReadRecordsResponse(committed_tail=tail))
                     for placed in chunk.batches:
+                        if is_control(placed):
+                            continue
                         for records in _messages(placed, wanted):
                             await stream.send(
                                 log_pb2.ReadRecordsResponse(records=records, committed_tail=tail)

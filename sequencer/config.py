@@ -65,6 +65,13 @@ class SequencerConfig:
     search_timeout_s: float = 10.0
     """A session whose search takes longer is not opened. The next try goes on where it stopped."""
 
+    recoveries_max: int = 64
+    """Logs that are taken over at once whose state is being read from them."""
+
+    named_producer_expiry_s: float = 7 * 86_400.0
+    """A named producer that has written nothing to a log for so long, by the log's timestamps, is
+    forgotten: should it come back, it begins anew. So are the longest idle of more than 1,000."""
+
     move_wait_s: float = 5.0
     """A log that is being moved, or was sealed, admits nothing. So long do its sessions, and those
     that open, wait to hear who orders it then; and so long may a move that was announced take
@@ -98,8 +105,10 @@ class SequencerConfig:
             raise InvalidArgument(f"store_message_bytes must be between 1 and {limit}")
         if not 0 < self.reconnect_min_s <= self.reconnect_max_s:
             raise InvalidArgument("reconnect_min_s must be positive, reconnect_max_s not below it")
-        if self.producers_max < 1 or self.searches_max < 1:
-            raise InvalidArgument("producers_max and searches_max must be at least 1")
+        if min(self.producers_max, self.searches_max, self.recoveries_max) < 1:
+            raise InvalidArgument(
+                "producers_max, searches_max and recoveries_max must be at least 1"
+            )
         if min(self.quorum_timeout_s, self.replace_after_s, self.link_idle_s) < WATCH_EVERY_S:
             raise InvalidArgument(
                 "quorum_timeout_s, replace_after_s and link_idle_s are looked at every "
@@ -108,7 +117,7 @@ class SequencerConfig:
         pauses = (
             *(self.connect_timeout_s, self.silence_max_s, self.tail_push_delay_s),
             *(self.refused_retry_s, self.overloaded_retry_s),
-            *(self.search_timeout_s, self.move_wait_s),
+            *(self.search_timeout_s, self.move_wait_s, self.named_producer_expiry_s),
         )
         if min(pauses) <= 0:
             raise InvalidArgument("time-outs and pauses must be positive")

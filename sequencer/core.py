@@ -32,7 +32,8 @@ Invariants (checked by `check_invariants`):
  3. Timestamps never run backwards.
  4. Nothing is acknowledged after the loglet ended, but what the chain's end proves as it ends.
 
-Deliberately not here: deduplication (`producers.py`), conditional appends.
+Deliberately not here: deduplication (`producers.py`), conditions and the log's state
+(`admission.py`, `state.py`); a placement says where the state lies, and only passes through.
 """
 
 from __future__ import annotations
@@ -41,11 +42,14 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 from metadata.quorum import QuorumRule
-from sharedlog.batch import BatchHeader, Placement, place_batch
+from sharedlog.batch import KIND_RECORDS, BatchHeader, Placement, place_batch
 from sharedlog.errors import AppendIndefinite, ProtocolError, SharedLogError
 from sharedlog.ids import LogletId, Offset
+
+_NO_STATE: Final = (Offset(0), Offset(0))
 
 
 @dataclass(slots=True, eq=False)
@@ -151,6 +155,11 @@ class LogletSequencer:
         return self._in_flight[0] if self._in_flight else None
 
     @property
+    def newest(self) -> InFlight | None:
+        """The batch in flight with the highest offsets."""
+        return self._in_flight[-1] if self._in_flight else None
+
+    @property
     def all_in_step(self) -> bool:
         """Every replica is sent every batch."""
         return len(self._steps) == self.rule.replicas
@@ -178,9 +187,19 @@ class LogletSequencer:
         ]
 
     def on_append(
-        self, header: BatchHeader, batch: bytes, ticket: object, now_ms: int
+        self,
+        header: BatchHeader,
+        batch: bytes,
+        ticket: object,
+        now_ms: int,
+        *,
+        kind: int = KIND_RECORDS,
+        state: tuple[Offset, Offset] = _NO_STATE,
     ) -> list[Effect]:
-        """Admit a batch that was checked: it gets its offsets and its timestamp."""
+        """Admit a batch that was checked: it gets its offsets and its timestamp.
+
+        `state` is what its placement says of the log's state behind it.
+        """
         assert self.ended is None, "an ended loglet admits nothing"
         first = self.next_offset
         end = Offset(first + header.record_count)
@@ -192,6 +211,8 @@ class LogletSequencer:
             self.last_timestamp_ms,
             self.committed_tail,
             header.crc32c,
+            kind,
+            *state,
         )
         placed = place_batch(placement, batch)
         entry = InFlight(first, end, self.last_timestamp_ms, placed, ticket)

@@ -1,7 +1,8 @@
 """Searches a part of a log for who wrote what, from the log servers that hold it.
 
 A sequencer that takes over a log must know which batches of a producer are in it already before it
-admits any of that producer's (`producers.py`). It reads only the fixed part of each batch.
+admits any of that producer's (`producers.py`), and what state the log has (`state.py`). It reads
+only the fixed part of each batch, and control batches whole.
 
 Nothing is skipped: a range that no log server of its segment serves is a failure, not an absence. A
 closed segment is read up to the end that the chain gives it and not beyond, whatever its servers
@@ -22,7 +23,14 @@ from loglet.wire import loglet_to_proto
 from metadata.records import LogRecord, Replica, Segment
 from sequencer.link import Directory
 from sharedlog.backoff import Backoff
-from sharedlog.batch import BatchProducer, Placement, parse_placement, parse_producer
+from sharedlog.batch import (
+    KIND_CONTROL,
+    BatchProducer,
+    Placement,
+    check_placed,
+    parse_placement,
+    parse_producer,
+)
 from sharedlog.clock import Clock
 from sharedlog.errors import CorruptBatch, LogUnavailable, SharedLogError, Unreachable
 from sharedlog.ids import LogletId, NodeId, Offset
@@ -44,6 +52,7 @@ class HistoryPage(NamedTuple):
 
     batches: Sequence[tuple[Placement, BatchProducer]]  # the first may begin below the start
     up_to: Offset
+    controls: Sequence[bytes] = ()  # those of the batches that are control batches, whole
 
 
 class HistoryScanner(Protocol):
@@ -206,7 +215,7 @@ def _parse(
     Raises:
         CorruptBatch: they are not.
     """
-    found = []
+    found, controls = [], []
     start = position
     for placed in batches:
         placement = parse_placement(placed)
@@ -218,4 +227,7 @@ def _parse(
         if position > end:
             raise CorruptBatch(f"[{first}, {position}) reaches beyond {end}")
         found.append((placement, parse_producer(placed)))
-    return HistoryPage(found, position)
+        if placement.kind == KIND_CONTROL:
+            check_placed(placed)
+            controls.append(placed)
+    return HistoryPage(found, position, controls)

@@ -17,10 +17,25 @@ from sequencer.find_tail import FindTailRounds
 from sequencer.link import ReplicaLink
 from sequencer.producers import ProducerTable, Remembered
 from sequencer.session import AppendSession, SessionSlot
+from sequencer.state import LogState
 from sharedlog.errors import SharedLogError
 from sharedlog.ids import LogletId, Offset
 
 SEARCHES_PER_LOG_MAX: Final = 2
+
+
+class Refusal(Protocol):
+    """A condition that failed; see `admission.py`."""
+
+    @property
+    def ticket(self) -> Ticket:
+        """Who is to be told."""
+        ...
+
+    @property
+    def tail(self) -> asyncio.Future[Offset]:
+        """The round that it waits for; cancelled if nobody is to be told any more."""
+        ...
 
 
 class Ticket(Protocol):
@@ -85,13 +100,19 @@ class ActiveLoglet:
     producers: ProducerTable
     links: Sequence[ReplicaLink] = ()  # one for each of the nodeset
     sessions: dict[AppendSession, None] = field(default_factory=dict)  # in the order of opening
+    state: LogState | None = None  # not known yet, and nothing is admitted
     # Replicas that refused a store: not tried again before a pause is over.
     paused: set[int] = field(default_factory=set)
     # By the first offset of a batch in flight: those who sent it again.
     repeated: dict[Offset, list[Ticket]] = field(default_factory=dict)
-    # Set while nothing may be admitted: a move was announced, or the loglet has ended and the chain
-    # is not known to have moved. Opened by either news.
+    # Conditions that failed, and are not told yet.
+    refusals: dict[Refusal, None] = field(default_factory=dict)
+    # Set while nothing may be admitted: the log's state is not known yet; or it is `held`, since a
+    # move was announced, or the loglet has ended and the chain is not known to have moved. Opened
+    # by either news.
     gate: asyncio.Future[None] | None = None
+    held: bool = False
+    stateless: str = ""  # why the log's state could not be had so far
     gate_timer: asyncio.TimerHandle | None = None
     progress: asyncio.Future[None] | None = None  # somebody waits until less is in flight
     left: bool = False  # the chain has moved on
@@ -122,23 +143,46 @@ class ActiveLoglet:
         """The session is over. Nobody waits any more for what it had sent again."""
         self.sessions.pop(session, None)
         for first, tickets in list(self.repeated.items()):
-            left = [it for it in tickets if not _is_of(it, session)]
+            left = [it for it in tickets if not is_of(it, session)]
             if left:
                 self.repeated[first] = left
             else:
                 del self.repeated[first]
 
+    @property
+    def known_state(self) -> LogState:
+        """The log's state, behind the gate."""
+        assert self.state is not None, "nothing is admitted before the state is known"
+        return self.state
+
+    def await_state(self) -> None:
+        """Admit nothing before `on_state`."""
+        assert self.state is None
+        self.gate = asyncio.get_running_loop().create_future()
+
+    def on_state(self, state: LogState) -> None:
+        """The log's state is known: admit, unless it is held for another reason."""
+        self.state = state
+        if not self.held:
+            self._let_in()
+
     def close_gate(self) -> None:
         """Admit nothing from now on."""
+        self.held = True
         if self.gate is None:
             self.gate = asyncio.get_running_loop().create_future()
 
     def open_gate(self) -> None:
-        """Let those who wait look again."""
+        """Let those who wait look again; not before the state is known, if it will ever be."""
+        self.held = False
+        self.stop_gate_timer()
+        if self.state is not None or self.left:
+            self._let_in()
+
+    def _let_in(self) -> None:
         gate, self.gate = self.gate, None
         if gate is not None and not gate.done():
             gate.set_result(None)
-        self.stop_gate_timer()
 
     def stop_gate_timer(self) -> None:
         """Nothing happens by itself any more."""
@@ -159,5 +203,6 @@ class ActiveLoglet:
             progress.set_result(None)
 
 
-def _is_of(ticket: Ticket, session: AppendSession) -> bool:
+def is_of(ticket: Ticket, session: AppendSession) -> bool:
+    """The session waits for it."""
     return isinstance(ticket, SessionSlot) and ticket.session is session

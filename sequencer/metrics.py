@@ -87,6 +87,18 @@ class SequencerMetrics:
             "Batches of anybody that those searches went through",
             registry=registry,
         )
+        self.controls = Counter(
+            "sharedlog_sequencer_control_batches_total",
+            "Control batches that were written; cause: fence, producer or checkpoint",
+            ["cause"],
+            registry=registry,
+        )
+        self.recoveries = Histogram(
+            "sharedlog_sequencer_state_recovery_seconds",
+            "From the moment a log is taken over until its state was read from it, in seconds",
+            buckets=_LATENCY_BUCKETS_S,
+            registry=registry,
+        )
         self.moved = Counter(
             "sharedlog_sequencer_moved_logs_total",
             "Times that a log's chain left a segment behind that this process ordered",

@@ -1,6 +1,10 @@
 """Opening a session: wait until the log admits, claim its producer, search what is not known.
 
 A session is opened only when every batch that it may repeat is known: nothing is admitted before.
+
+A session of a named producer is opened only once its life is in the log, committed: should this
+process end, the next sequencer knows of it, and refuses the lives before. Where that life goes on
+is told only then, for it rests on what was admitted before.
 """
 
 from __future__ import annotations
@@ -8,16 +12,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 
 from metadata.records import LogRecord
+from sequencer.admission import Admission
 from sequencer.config import SequencerConfig
+from sequencer.core import InFlight
 from sequencer.history import HistoryScanner
-from sequencer.loglets import ActiveLoglet
+from sequencer.loglets import ActiveLoglet, FutureTicket, MovedOn
 from sequencer.metrics import SequencerMetrics
 from sequencer.moves import KnownChain, search_from
-from sequencer.producers import Opened, ProducerOpen, ProducerSession, Search
+from sequencer.producers import Opened, ProducerOpen, ProducerSession, Remembered, Search
 from sequencer.session import AppendSession
-from sharedlog.errors import LogUnavailable, ProducerFenced
+from sequencer.state import PRODUCER, Life
+from sharedlog.clock import Clock
+from sharedlog.control import check_producer_name, producer_id_of
+from sharedlog.errors import AppendIndefinite, InvalidArgument, LogUnavailable, ProducerFenced
 from sharedlog.ids import Offset
 from sharedlog.v1 import log_pb2
 
@@ -25,9 +35,27 @@ Admitting = Callable[[], Awaitable[tuple[ActiveLoglet, KnownChain]]]
 """Waits until the log admits, wherever its chain has gone by then."""
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a session was given: its loglet, and its producer."""
+
+    active: ActiveLoglet
+    chain: KnownChain
+    session: ProducerSession
+    life: Life | None  # of a named producer
+
+
 def producer_of(opening: log_pb2.AppendSessionOpen) -> ProducerOpen | None:
-    """What the client says of its producer; None if it has none."""
-    if opening.producer_id == 0:
+    """What the client says of its producer; None if it has none.
+
+    Raises:
+        InvalidArgument: a named producer's id is not that of its name.
+    """
+    if opening.producer_name:
+        check_producer_name(opening.producer_name)
+        if opening.producer_id != producer_id_of(opening.producer_name):
+            raise InvalidArgument("the producer's id is not that of its name")
+    elif opening.producer_id == 0:
         return None
     return ProducerOpen(
         opening.producer_id,
@@ -42,43 +70,97 @@ class Openings:
     """Opens sessions; bounds the searches that go on at once."""
 
     def __init__(
-        self, *, history: HistoryScanner, config: SequencerConfig, metrics: SequencerMetrics
+        self,
+        *,
+        history: HistoryScanner,
+        admission: Admission,
+        clock: Clock,
+        config: SequencerConfig,
+        metrics: SequencerMetrics,
     ) -> None:
         self._history = history
+        self._admission = admission
+        self._clock = clock
         self._config = config
         self._metrics = metrics
         self._places = asyncio.Semaphore(config.searches_max)
 
     @asynccontextmanager
     async def claim(
-        self, opening: ProducerOpen, admitting: Admitting, *, resolve_segment: int = 0
-    ) -> AsyncIterator[tuple[ActiveLoglet, KnownChain, ProducerSession]]:
+        self,
+        opening: ProducerOpen,
+        admitting: Admitting,
+        *,
+        resolve_segment: int = 0,
+        name: str = "",
+    ) -> AsyncIterator[Claim]:
         """The producer's own for a session, in a loglet that admits, with all known that matters.
 
         `resolve_segment`: the index of the segment in which `opening.resolve_from` was told.
+        `name`: of a named producer; with epoch 0 a new life of it begins.
 
         Raises:
             NotSequencer, LogUnavailable: as `admitting` does; or the log could not be searched.
             ProducerFenced: a newer session or epoch of the producer is known.
+            Overloaded: the log has as many named producers at work as it can have.
         """
-        resolve_from = opening.resolve_from
+        asked = opening
         while True:
             active, chain = await admitting()
-            start = search_from(chain.record, resolve_from, resolve_segment)
-            opening = opening._replace(resolve_from=start)
+            start = search_from(chain.record, asked.resolve_from, resolve_segment)
+            opening = asked._replace(resolve_from=start)
+            life: Life | None = None
+            said: asyncio.Future[InFlight | Remembered] | None = None
+            if name:
+                life, said = self._live(active, asked, name)
+                sequence = life.next_sequence
+                opening = opening._replace(epoch=life.epoch, next_sequence=sequence)
+            elif active.known_state.is_named(asked.producer_id):
+                raise InvalidArgument("the producer has a name, which the session has not said")
             opened = active.producers.open(opening, active.core.next_offset)
             session = opened.session
             try:
                 _shut_out(opened)
+                if said is not None and not await self._is_said(active, said):
+                    continue
                 if opened.search is not None:
                     await self._search(active, chain.record, session, opened.search)
                 if active.gate is None and not active.left:
-                    yield active, chain, session
+                    yield Claim(active, chain, session, life)
                     return
             finally:
                 owner = session.owner
                 settled = isinstance(owner, AppendSession) and owner.settled
                 active.producers.close(session, settled=settled)
+
+    def _live(
+        self, active: ActiveLoglet, opening: ProducerOpen, name: str
+    ) -> tuple[Life, asyncio.Future[InFlight | Remembered] | None]:
+        """The life of a named producer, and when the log says so, if it has to be told."""
+        state, now_ms = active.known_state, self._clock.now_ms()
+        busy = active.producers.in_session
+        if opening.epoch == 0:
+            life = state.begin_life(name, busy, now_ms)
+        else:
+            life = state.go_on(name, opening.epoch, opening.next_sequence, busy, now_ms)
+        if not life.is_new and state.is_counted:
+            return life, None
+        said: asyncio.Future[InFlight | Remembered] = asyncio.get_running_loop().create_future()
+        self._admission.control(active, PRODUCER, FutureTicket(said))
+        return life, said
+
+    async def _is_said(
+        self, active: ActiveLoglet, said: asyncio.Future[InFlight | Remembered]
+    ) -> bool:
+        """Wait until the life is in the log; False if the log has moved, and all begins anew."""
+        try:
+            async with asyncio.timeout(self._config.search_timeout_s):
+                await said
+        except (MovedOn, AppendIndefinite):
+            return False
+        except TimeoutError as error:
+            raise LogUnavailable(f"log {active.name}: no write quorum takes appends") from error
+        return True
 
     async def _search(
         self, active: ActiveLoglet, record: LogRecord, session: ProducerSession, search: Search

@@ -4,10 +4,11 @@ Rules of this file: no I/O, no clock, no `async`. The shell (`service.py`, `open
 it admits a batch, and tells what it admitted and what it has found in the log.
 
 **Theory of operation.** An appender is a *producer*: a random id, and a sequence number for each of
-its batches, which a batch keeps however often it is sent. It sends them over *sessions*, one at a
-time. A session that is lost leaves batches behind whose outcome the client does not know; the next
-session carries those again, first and in order. So a session says with which sequence it begins
-and, if it repeats anything, from which offset on an earlier copy could lie (`resolve_from`).
+its records; a batch has that of its first, and keeps it however often it is sent. It sends them
+over *sessions*, one at a time. A session that is lost leaves batches behind whose outcome the
+client does not know; the next session carries those again, first and in order. So a session says
+with which sequence it begins and, if it repeats anything, from which offset on an earlier copy
+could lie (`resolve_from`).
 
 The table keeps, for each producer that it has seen, the batches that this loglet was given by it,
 the newest few, and says of a batch whether it is one of those. What it does not know it asks for:
@@ -95,7 +96,7 @@ class ProducerSession:
 
     producer_id: int
     epoch: int
-    expected: int  # sequence of the next batch
+    expected: int  # sequence of the next batch's first record
     owner: object = None
     refused: bool = False  # a batch was refused, and so is all that follows
 
@@ -125,7 +126,7 @@ class _Producer:
     last_end: Offset  # end of its last batch in this loglet; the horizon when it came, if none
     session: ProducerSession | None = None
     batches: dict[int, Remembered] = field(default_factory=dict)  # by sequence, in order
-    last_sequence: int = -1  # of `batches`, whether remembered still or not
+    last_sequence: int = -1  # of the last of `batches`, whether remembered still or not
     found: _Found | None = None
 
 
@@ -254,7 +255,7 @@ class ProducerTable:
             raise SequenceGap(f"batch {sequence} came where {session.expected} was to come")
         place = producer.batches.get(sequence)
         if place is not None:
-            session.expected = sequence + 1
+            session.expected = sequence + place.end - place.first
         elif sequence <= producer.last_sequence:
             raise SequenceGap(
                 f"batch {sequence} is not in the log, but {producer.last_sequence} is"
@@ -269,7 +270,7 @@ class ProducerTable:
         assert producer.session is session, "checked before"
         sequence = session.expected
         assert sequence > producer.last_sequence, "checked before"
-        session.expected = sequence + 1
+        session.expected = sequence + end - first
         producer.last_sequence = sequence
         producer.last_end = end
         batches = producer.batches
@@ -296,6 +297,10 @@ class ProducerTable:
         producer = self._producers.pop(producer_id)
         assert producer.session is None, "its session would not be shut out by the next one"
         self.horizon = max(self.horizon, producer.last_end)
+
+    def in_session(self) -> set[int]:
+        """Ids of the producers that have a session."""
+        return {it for it, producer in self._producers.items() if producer.session is not None}
 
     def drop_all(self) -> None:
         """The loglet is over: nothing more is asked but by sessions that are about to end."""

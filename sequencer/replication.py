@@ -284,6 +284,13 @@ class Replication:
                 case _:
                     assert_never(effect)
 
+    def ask_for_tail(self, active: ActiveLoglet, caller: asyncio.Future[Offset]) -> None:
+        """Find the tail, in a round that begins from now on; the caller is told."""
+        effects = active.rounds.on_find_tail(caller, active.core.committed_tail)
+        # The servers must know the loglet before they can say whether it is sealed.
+        self.bring_into_step(active)
+        self.apply_tail(active, effects)
+
     def _resume(
         self, active: ActiveLoglet, replica: int, committed: Offset, batches: Sequence[InFlight]
     ) -> None:

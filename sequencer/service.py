@@ -29,31 +29,32 @@ from typing import Protocol
 
 from metadata.quorum import QuorumRule
 from metadata.records import LogRecord, Segment
+from sequencer.admission import (
+    NO_CONDITIONS,
+    Admission,
+    Conditions,
+    PlainSender,
+    Sender,
+    conditions_of,
+)
 from sequencer.config import WATCH_EVERY_S, SequencerConfig
 from sequencer.core import InFlight, LogletSequencer
 from sequencer.find_tail import FindTailRounds
 from sequencer.history import HistoryScanner, LogHistory
 from sequencer.link import Directory
-from sequencer.loglets import ActiveLoglet, FutureTicket, MovedOn, Ticket, Timed
+from sequencer.loglets import ActiveLoglet, FutureTicket, MovedOn
 from sequencer.metrics import SequencerMetrics
 from sequencer.moves import KnownChain, KnownChains, end_of
-from sequencer.opening import Openings, producer_of
-from sequencer.producers import (
-    REMEMBERED_MAX,
-    IdleProducers,
-    ProducerSession,
-    ProducerTable,
-    Remembered,
-)
+from sequencer.opening import Claim, Openings, producer_of
+from sequencer.producers import REMEMBERED_MAX, IdleProducers, ProducerTable, Remembered
 from sequencer.replication import Replication
-from sequencer.session import AppendSession, SessionStream
+from sequencer.session import AppendSession, SessionSlot, SessionStream
+from sequencer.state_recovery import StateRecovery
 from sequencer.watch import Watch
-from sharedlog.batch import NO_PRODUCER, check_batch
 from sharedlog.clock import Clock
 from sharedlog.errors import (
     AppendIndefinite,
     DeadlineExceeded,
-    InvalidArgument,
     LogUnavailable,
     Overloaded,
     SharedLogError,
@@ -148,7 +149,19 @@ class Sequencer:
                 random=random,
                 own=me.node_id,
             )
-        self._openings = Openings(history=history, config=config, metrics=metrics)
+        self._admission = Admission(
+            replication=self._replication, watch=self._watch, clock=clock, metrics=metrics
+        )
+        self._openings = Openings(
+            history=history,
+            admission=self._admission,
+            clock=clock,
+            config=config,
+            metrics=metrics,
+        )
+        self._states = StateRecovery(
+            history=history, clock=clock, random=random, config=config, metrics=metrics
+        )
         self._moved = 0
         self._draining = False
         self._stopped = False
@@ -158,6 +171,7 @@ class Sequencer:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._replication.start(tasks)
+                self._states.start(tasks)
                 while True:
                     await self._clock.sleep(WATCH_EVERY_S * (1 + 0.2 * self._random.random()))
                     self._look_around()
@@ -209,15 +223,28 @@ class Sequencer:
             active, chain = await admitting()
             await self._run_session(stream, active, chain, None)
             return
-        claim = self._openings.claim(producer, admitting, resolve_segment=opening.resolve_segment)
-        async with claim as (active, chain, claimed):
-            await self._run_session(stream, active, chain, claimed)
+        claim = self._openings.claim(
+            producer,
+            admitting,
+            resolve_segment=opening.resolve_segment,
+            name=opening.producer_name,
+        )
+        async with claim as claimed:
+            await self._run_session(stream, claimed.active, claimed.chain, claimed)
 
-    async def append(self, record: LogRecord, batch: bytes, *, timeout_s: float) -> AppendedBatch:
+    async def append(
+        self,
+        record: LogRecord,
+        batch: bytes,
+        *,
+        timeout_s: float,
+        conditions: Conditions = NO_CONDITIONS,
+    ) -> AppendedBatch:
         """Append one batch of no producer; returns once it is committed.
 
         Raises:
-            NotSequencer, LogUnavailable, Overloaded, CorruptBatch, InvalidArgument: not appended.
+            NotSequencer, LogUnavailable, Overloaded, CorruptBatch, InvalidArgument,
+            ConditionFailed: not appended.
             AppendIndefinite: no write quorum in time, or the segment ended meanwhile.
 
         **Cancellation:** stops the wait, not the write: the batch may still commit.
@@ -230,7 +257,8 @@ class Sequencer:
             future: asyncio.Future[InFlight | Remembered] = (
                 asyncio.get_running_loop().create_future()
             )
-            self._submit(active, None, batch, FutureTicket(future))
+            ticket = FutureTicket(future)
+            self._admission.submit(active, PlainSender(), batch, conditions, ticket)
             try:
                 async with asyncio.timeout(deadline_s - self._clock.monotonic_s()):
                     done = await future
@@ -432,7 +460,7 @@ class Sequencer:
                     await asyncio.shield(active.gate)
                     active, chain = self._activate(record, version)
         except TimeoutError as error:
-            why = active.core.ended or "it is about to be moved"
+            why = active.core.ended or active.stateless or "it is about to be moved"
             raise LogUnavailable(f"log {record.name} takes no appends: {why}") from error
         return active, chain
 
@@ -460,6 +488,7 @@ class Sequencer:
         self._active[loglet] = active
         self._of_log.setdefault(record.log_id, []).append(active)
         self._replication.attach(active, segment.nodeset)
+        self._states.take_over(active, chain.record)
         return active, chain
 
     async def _run_session(
@@ -467,7 +496,7 @@ class Sequencer:
         stream: SessionStream,
         active: ActiveLoglet,
         chain: KnownChain,
-        claimed: ProducerSession | None,
+        claimed: Claim | None,
     ) -> None:
         opened = log_pb2.AppendSessionOpened(
             sequencer=_sequencer_id(self.me),
@@ -480,70 +509,39 @@ class Sequencer:
             chain_version=chain.version,
             segment_index=active.segment.index,
         )
+        if claimed is not None and claimed.life is not None:
+            opened.producer_epoch = claimed.life.epoch
+            opened.next_sequence = claimed.life.next_sequence
+        sender: Sender = PlainSender() if claimed is None else claimed.session
+
+        def submit(request: log_pb2.AppendSessionRequest, slot: SessionSlot) -> None:
+            conditions = conditions_of(request)
+            self._admission.submit(active, sender, request.batch, conditions, slot)
+
         session = AppendSession(
             stream,
             opened=opened,
-            submit=lambda batch, slot: self._submit(active, claimed, batch, slot),
+            submit=submit,
             gate=lambda: active.gate,
             wait_for_room=self._replication.wait_for_room,
         )
         if claimed is not None:
-            claimed.owner = session
+            claimed.session.owner = session
         active.sessions[session] = None
         try:
             await session.run()
         finally:
             active.remove(session)
-
-    def _submit(
-        self, active: ActiveLoglet, claimed: ProducerSession | None, batch: bytes, ticket: Ticket
-    ) -> None:
-        """Admit a batch, or refuse it. Whoever submits has looked at the gate."""
-        try:
-            header = check_batch(batch)
-            if claimed is not None:
-                place = active.producers.check(claimed, header.producer)
-                if place is not None:
-                    self._repeated(active, place, ticket)
-                    return
-            elif header.producer is not NO_PRODUCER:
-                raise InvalidArgument("the batch has a producer, which its session has not said")
-        except SharedLogError as error:
-            self._metrics.rejected.labels(type(error).__name__).inc()
-            if claimed is not None:
-                claimed.refused = True
-            raise
-        core, now_s = active.core, self._clock.monotonic_s()
-        first = core.next_offset
-        effects = core.on_append(header, batch, Timed(ticket, now_s), self._clock.now_ms())
-        if claimed is not None:
-            active.producers.admitted(claimed, first, core.next_offset, core.last_timestamp_ms)
-        active.traffic_s = now_s
-        if not active.watched:
-            self._watch.add(active)
-        self._replication.admitted(batch)
-        self._replication.apply(active, effects)
-        self._replication.bring_into_step(active)
-
-    def _repeated(self, active: ActiveLoglet, place: Remembered, ticket: Ticket) -> None:
-        """Answer a batch that has its place, but never before it is committed."""
-        self._metrics.repeated.inc()
-        if place.end <= active.core.committed_tail:
-            ticket.committed(place)
-        else:
-            active.repeated.setdefault(place.first, []).append(ticket)
+            self._admission.forget(active, session)
 
     async def _find_tail(self, active: ActiveLoglet) -> Offset:
-        replication, rounds, core = self._replication, active.rounds, active.core
         caller: asyncio.Future[Offset] = asyncio.get_running_loop().create_future()
-        effects = rounds.on_find_tail(caller, core.committed_tail)
-        # The servers must know the loglet before they can say whether it is sealed.
-        replication.bring_into_step(active)
-        replication.apply_tail(active, effects)
+        self._replication.ask_for_tail(active, caller)
         try:
             return await caller
         finally:
-            replication.apply_tail(active, rounds.on_withdrawn(caller, core.committed_tail))
+            effects = active.rounds.on_withdrawn(caller, active.core.committed_tail)
+            self._replication.apply_tail(active, effects)
 
     def _check_load(self) -> None:
         if self._replication.in_flight_bytes >= self._config.in_flight_bytes_max:

@@ -75,7 +75,7 @@ class AppendSession:
         stream: SessionStream,
         *,
         opened: log_pb2.AppendSessionOpened,
-        submit: Callable[[bytes, SessionSlot], None],
+        submit: Callable[[log_pb2.AppendSessionRequest, SessionSlot], None],
         gate: Callable[[], asyncio.Future[None] | None],
         wait_for_room: Callable[[], asyncio.Future[None] | None],
     ) -> None:
@@ -150,7 +150,7 @@ class AppendSession:
                 if self._moved is None:
                     return
                 continue
-            self._take(request.batch)
+            self._take(request)
             while self._full() and not self._ending:
                 self._room.clear()
                 await self._room.wait()
@@ -159,12 +159,12 @@ class AppendSession:
         self._input_ended = True
         self._results.set()
 
-    def _take(self, batch: bytes) -> None:
-        slot = SessionSlot(self, max(len(batch), BATCH_COST_BYTES_MIN))
+    def _take(self, request: log_pb2.AppendSessionRequest) -> None:
+        slot = SessionSlot(self, max(len(request.batch), BATCH_COST_BYTES_MIN))
         self._slots.append(slot)
         self._unanswered_bytes += slot.size
         try:
-            self._submit(batch, slot)
+            self._submit(request, slot)
         except SharedLogError as error:
             slot.failed(error)
 

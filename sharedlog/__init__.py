@@ -23,14 +23,19 @@ if TYPE_CHECKING:
     from sharedlog.batch import Headers, Record
     from sharedlog.cluster import Cluster, connect
     from sharedlog.config import AppenderConfig, ClientConfig, ReaderConfig
+    from sharedlog.control import ControlRecord
     from sharedlog.errors import (
         AppendIndefinite,
+        ConditionFailed,
         DataLoss,
+        FencingTokenMismatch,
         InvalidArgument,
         LogExists,
         LogNotFound,
         LogUnavailable,
+        OffsetMismatch,
         OffsetOutOfRange,
+        ProducerFenced,
         SharedLogError,
         Unreachable,
     )
@@ -46,7 +51,10 @@ __all__ = [
     "AppenderConfig",
     "ClientConfig",
     "Cluster",
+    "ConditionFailed",
+    "ControlRecord",
     "DataLoss",
+    "FencingTokenMismatch",
     "Headers",
     "InvalidArgument",
     "Log",
@@ -55,8 +63,10 @@ __all__ = [
     "LogUnavailable",
     "NewRecord",
     "Offset",
+    "OffsetMismatch",
     "OffsetOutOfRange",
     "PendingAppend",
+    "ProducerFenced",
     "ReaderConfig",
     "Record",
     "SharedLogError",
@@ -71,6 +81,7 @@ _FROM: Final = {
     "AppenderConfig": "config",
     "ClientConfig": "config",
     "Cluster": "cluster",
+    "ControlRecord": "control",
     "Headers": "batch",
     "Log": "log",
     "NewRecord": "log",

@@ -13,11 +13,11 @@ Batching is natural: while fewer than `slots` batches are in flight the open bat
 next turn of the loop; while more are, it gathers records. So a lone append is not held up, and a
 busy appender makes large batches by itself.
 
-Repetition. An appender is a *producer*: it has a random id, and each batch, when it is sent for
-the first time, gets the next sequence and keeps it for ever. When a session ends with batches
-unanswered they go back to the front of `waiting`, in their order, and are sent again first on the
-next session. By its producer and sequence the sequencer knows a batch that is in the log already,
-and answers with the offset that it has. What ends a session:
+Repetition. An appender is a *producer*: it has an id, and counts its records; each batch, when it
+is sent for the first time, gets the sequence of its first record and keeps it for ever. When a
+session ends with batches unanswered they go back to the front of `waiting`, in their order, and are
+sent again first on the next session. By its producer and sequence the sequencer knows a batch that
+is in the log already, and answers with the offset that it has. What ends a session:
 
     it broke, fell silent,      what it had is *unresolved*: in the log, or not, or not yet
     or said AppendIndefinite
@@ -26,14 +26,18 @@ and answers with the offset that it has. What ends a session:
     it moved                    nothing without an answer was admitted there
 
 Unresolved is for ever: a later refusal proves nothing about the first attempt, only an offset
-settles it. The opening of the next session says from which offset on an unresolved batch can lie
-(`resolve_from`): not below the floor of the session that it was first sent in, nor below the end of
-the last batch that was acknowledged before it. It also says in which segment that was told: should
-an operator accept a loss, a segment may end below what was acknowledged, and the sequencer looks
-from that end on.
+settles it. Except one: a condition that failed is looked at only once the sequencer knows that the
+batch is not in the log, and no older session can bring it there any more. The opening of the next
+session says from which offset on an unresolved batch can lie (`resolve_from`): not below the floor
+of the session that it was first sent in, nor below the end of the last batch that was acknowledged
+before it. It also says in which segment that was told: should an operator accept a loss, a segment
+may end below what was acknowledged, and the sequencer looks from that end on.
 
 A session's sequences follow each other without a gap. Where one is missing, because a batch ran out
 of time, the session is ended in good order and the next begins behind the gap (`must_reopen`).
+
+Without a producer (id 0; `exactly_once` is off) nothing is sent again: what a lost session has not
+answered is `AppendIndefinite` at once.
 
 Time. Nothing but an answer or its deadline ends a batch: at the deadline it is `AppendIndefinite`
 if it is unresolved or sent, and definitely not in the log otherwise.
@@ -56,10 +60,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sharedlog.batch import (
     BATCH_HEADER_BYTES,
+    NO_PRODUCER,
     BatchBuilder,
     BatchProducer,
     Headers,
@@ -69,6 +74,7 @@ from sharedlog.batch import (
 from sharedlog.config import AppenderConfig
 from sharedlog.errors import (
     AppendIndefinite,
+    ConditionFailed,
     DeadlineExceeded,
     LogUnavailable,
     NotSequencer,
@@ -79,7 +85,14 @@ from sharedlog.errors import (
 )
 from sharedlog.ids import Offset
 from sharedlog.limits import BATCH_BYTES_MAX
-from sharedlog.pending import NO_BOUND, AppendBatch, Bound, PendingAppend
+from sharedlog.pending import (
+    NO_BOUND,
+    UNCONDITIONAL,
+    AppendBatch,
+    Bound,
+    Conditions,
+    PendingAppend,
+)
 
 _RECORD_BYTES = 4  # a record's entry in the table of sizes
 _EXTRAS_BYTES = 8  # its entries in the tables of keys and headers
@@ -98,10 +111,15 @@ class Opening(NamedTuple):
 class AppendQueue:
     """See the module's docstring."""
 
-    def __init__(self, config: AppenderConfig, *, producer_id: int) -> None:
-        assert producer_id > 0
+    def __init__(
+        self, config: AppenderConfig, *, producer_id: int, fencing_token: str | None = None
+    ) -> None:
         self.config = config
-        self.producer_id = producer_id
+        self.producer_id = producer_id  # 0: none
+        self.epoch = 0  # of a named producer, once its first session is open
+        self._usual = (
+            UNCONDITIONAL if fencing_token is None else Conditions(fencing_token=fencing_token)
+        )
         self.batch_bytes = config.batch_bytes  # lowered to what the server takes
         self.in_flight_bytes_max = config.in_flight_bytes  # lowered likewise
         self.in_flight_batches_max = 0  # as the server says; 0 is no bound
@@ -177,7 +195,9 @@ class AppendQueue:
             builder = BatchBuilder()
             index = builder.append(value, key, headers)
             self.cut()
-            batch = AppendBatch(builder, opened_s=now_s, timeout_s=timeout_s)
+            batch = AppendBatch(
+                builder, opened_s=now_s, timeout_s=timeout_s, conditions=self._usual
+            )
             self.open = batch
             self._open_has_extras = False
         if key is not None or headers:
@@ -185,17 +205,29 @@ class AppendQueue:
         self._measure_room()
         return PendingAppend(batch, index)
 
-    def put_batch(self, builder: BatchBuilder, *, timeout_s: float, now_s: float) -> AppendBatch:
+    def put_batch(
+        self,
+        builder: BatchBuilder,
+        *,
+        timeout_s: float,
+        now_s: float,
+        conditions: Conditions = UNCONDITIONAL,
+    ) -> AppendBatch:
         """Add a batch of its own, to be appended as a whole.
 
-        It is encoded now and once: the builder is the caller's, who may go on with it.
+        It is encoded now and once: the builder is the caller's, who may go on with it. A fencing
+        token that `conditions` does not name is the appender's.
 
         Raises:
             EmptyBatch, BatchTooLarge: nothing changed.
         """
         data = builder.encode()
         self.cut()
-        batch = AppendBatch(BatchBuilder(), opened_s=now_s, timeout_s=timeout_s)
+        if self._usual is not UNCONDITIONAL and conditions.fencing_token is None:
+            conditions = conditions._replace(fencing_token=self._usual.fencing_token)
+        batch = AppendBatch(
+            BatchBuilder(), opened_s=now_s, timeout_s=timeout_s, conditions=conditions
+        )
         batch.data = data  # without its place in the order, which it gets when it is sent
         batch.count = len(builder)
         batch.size = len(data)
@@ -241,6 +273,12 @@ class AppendQueue:
         segment_index, offset = max(oldest.floor, self._acked)
         return Opening(self._session_sequence, True, offset, segment_index)
 
+    def on_life(self, epoch: int, next_sequence: int) -> None:
+        """A named producer's life has begun: what epoch it has, and where its records go on."""
+        assert self._next_sequence == 0, "before anything is sent"
+        self.epoch = epoch
+        self._next_sequence = self._session_sequence = next_sequence
+
     def on_opened(self, *, floor: Offset, segment_index: int = 0, batches_max: int = 0) -> None:
         """The session takes batches; no new one of it will lie below `floor`."""
         assert not self.sent
@@ -282,7 +320,7 @@ class AppendQueue:
         self.waiting.popleft()
         self.waiting_bytes -= batch.size
         self._encode(batch)
-        self._session_sequence += 1
+        self._session_sequence += batch.count
         self.sent.append(batch)
         self.in_flight_bytes += batch.size
         return batch
@@ -299,17 +337,19 @@ class AppendQueue:
         first_time = batch.sequence < 0
         if first_time:
             batch.sequence = self._next_sequence
-            self._next_sequence += 1
+            batch.count = batch.count or len(batch.builder)
+            self._next_sequence += batch.count
         if batch.data:
-            if first_time:
+            if first_time and self.producer_id:
                 batch.data = stamp_batch(batch.data, self._producer_of(batch))
         else:
-            batch.count = len(batch.builder)
             batch.data = batch.builder.encode(self._producer_of(batch))
             batch.size = len(batch.data)
 
     def _producer_of(self, batch: AppendBatch) -> BatchProducer:
-        return BatchProducer(self.producer_id, 0, batch.sequence)
+        if not self.producer_id:
+            return NO_PRODUCER
+        return BatchProducer(self.producer_id, self.epoch, batch.sequence)
 
     def _open_may_leave(self, now_s: float) -> bool:
         batch = self.open
@@ -366,6 +406,8 @@ class AppendQueue:
     def _take_back(self, *, unresolved: bool) -> None:
         """What the session has not answered is to be sent again, ahead of all others."""
         for batch in reversed(self.sent):
+            if unresolved and not self.producer_id and not batch.done:
+                self._finish(batch, Offset(0), AppendIndefinite(_UNREPEATED))
             if not batch.done:
                 batch.unresolved = batch.unresolved or unresolved
                 self.waiting.appendleft(batch)
@@ -429,6 +471,11 @@ class AppendQueue:
         if self.open is not None:
             yield self.open
 
+    @property
+    def next_sequence(self) -> int:
+        """Of the next record that is sent for the first time: so many were."""
+        return self._next_sequence
+
     def has_unsent(self) -> bool:
         """Something waits for a session."""
         return bool(self.waiting) or self.open is not None
@@ -470,6 +517,9 @@ class AppendQueue:
             assert alone or encoded <= self.batch_bytes + BATCH_HEADER_BYTES
 
 
+_UNREPEATED: Final = "its session was lost, and without exactly_once it is not sent again"
+
+
 def is_refusal(error: SharedLogError) -> bool:
     """The batch was not taken, and the same batch may be taken later."""
     return error.retryable or isinstance(error, LogUnavailable | ProducerFenced)
@@ -477,7 +527,7 @@ def is_refusal(error: SharedLogError) -> bool:
 
 def _honest(batch: AppendBatch, error: SharedLogError) -> SharedLogError:
     """How a batch fails that won't be sent again: an earlier session may have got it in."""
-    if not batch.unresolved or isinstance(error, AppendIndefinite):
+    if not batch.unresolved or isinstance(error, AppendIndefinite | ConditionFailed):
         return error
     unknown = AppendIndefinite(
         f"it was sent and not answered, and could not be cleared up: {error}"

@@ -20,6 +20,7 @@ from sharedlog.attempts import FailureKind
 from sharedlog.clock import Clock
 from sharedlog.errors import ProtocolError, SharedLogError, Unreachable
 from sharedlog.ids import Offset
+from sharedlog.pending import UNCONDITIONAL, Conditions
 from sharedlog.rpc.errors import error_from_proto
 from sharedlog.rpc.transport import ClientStream
 from sharedlog.v1 import log_pb2
@@ -279,6 +280,8 @@ class AppendSession:
                 batch = None if self._given_up is not None else queue.next_to_send(now_s)
                 if batch is not None:
                     message = log_pb2.AppendSessionRequest(batch=batch.data)
+                    if batch.conditions is not UNCONDITIONAL:
+                        _set_conditions(message, batch.conditions)
                     if len(batch.builder):  # should it be sent again, it is encoded again
                         batch.data = b""
                     if len(queue.sent) == 1:
@@ -365,6 +368,15 @@ class AppendSession:
                 return Lost("refused", error, by_result=True)
             self._owner.on_progress()
         return None
+
+
+def _set_conditions(message: log_pb2.AppendSessionRequest, conditions: Conditions) -> None:
+    if conditions.match_offset is not None:
+        message.match_offset = conditions.match_offset
+    if conditions.fencing_token is not None:
+        message.fencing_token = conditions.fencing_token
+    if conditions.set_token is not None:
+        message.set_fencing_token = conditions.set_token
 
 
 def _kind_of(error: SharedLogError, unreachable: FailureKind) -> FailureKind:

@@ -11,7 +11,12 @@ sequencer's own node, through another node, or, if the sequencer is suspect, whe
 that leads to. A session that was moved is followed at once. No caller sees any of this before the
 deadline of its batch.
 
-The producer's id is random. A session that is fenced therefore was fenced by an opening of our own
+A *named* producer keeps its place in the log over its own restarts. Its first session begins a new
+life of it: that shuts out the life before, wherever it may still run, and tells where its records
+go on. It is opened when the appender is entered, so that the caller knows `next_sequence` before
+it appends; the others open theirs with the first batch.
+
+The id of others is random. A session that is fenced therefore was fenced by an opening of our own
 that arrived late, and another one is opened; if that happens again and again, somebody else must
 have the id, and what is left fails.
 
@@ -40,17 +45,25 @@ from sharedlog.attempts import Failure
 from sharedlog.batch import BatchBuilder, Headers
 from sharedlog.config import AppenderConfig
 from sharedlog.connection import Connection
+from sharedlog.control import check_producer_name, producer_id_of
 from sharedlog.errors import (
     AppendIndefinite,
     InvalidArgument,
     LogNotFound,
+    LogUnavailable,
     ProducerFenced,
     ProtocolError,
     SharedLogError,
     Unreachable,
 )
 from sharedlog.ids import Offset
-from sharedlog.pending import AppendBatch, PendingAppend
+from sharedlog.pending import (
+    UNCONDITIONAL,
+    AppendBatch,
+    Conditions,
+    PendingAppend,
+    copy_error,
+)
 from sharedlog.route import Route
 from sharedlog.rpc.methods import APPEND_SESSION
 from sharedlog.sequencer_path import SequencerPath, Stop
@@ -72,12 +85,27 @@ class Appender:
     acknowledged. Safe for any number of tasks of one event loop.
     """
 
-    def __init__(self, connection: Connection, route: Route, config: AppenderConfig) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        route: Route,
+        config: AppenderConfig,
+        *,
+        producer: str | None = None,
+        fencing_token: str | None = None,
+    ) -> None:
+        """Use `Log.appender`, which says what the arguments mean."""
         self._connection = connection
         self._clock = connection.clock
         self._route = route
         self._config = config
-        self._queue = AppendQueue(config, producer_id=_new_producer_id(connection))
+        self._producer = producer
+        self._queue = AppendQueue(
+            config,
+            producer_id=_producer_id(connection, config, producer),
+            fencing_token=fencing_token,
+        )
+        self._life: asyncio.Future[None] | None = None  # who waits for a named producer's life
         self._path = SequencerPath(connection, route)
         self._door = asyncio.Lock()  # callers that wait for room, in the order of their calls
         self._task: asyncio.Task[None] | None = None
@@ -122,10 +150,28 @@ class Appender:
                 pending.append(await self._append(value, None, None, timeout_s))
         return pending
 
+    @property
+    def next_sequence(self) -> int:
+        """So many records the appender has sent; of a named producer, in all its lives.
+
+        When a named producer's appender is entered, its records 0 to `next_sequence` - 1 are in the
+        log: go on with the one that has this number.
+        """
+        return self._queue.next_sequence
+
     async def append_batch(
-        self, builder: BatchBuilder, *, timeout_s: float | None = None
+        self,
+        builder: BatchBuilder,
+        *,
+        match_offset: int | None = None,
+        fencing_token: str | None = None,
+        set_fencing_token: str | None = None,
+        timeout_s: float | None = None,
     ) -> AppendBatch:
         """Hand over a batch, to be appended as a whole: all its records, side by side, or none.
+
+        `match_offset` and `fencing_token` as in `Log.append`. With `set_fencing_token` the log gets
+        that token instead of the batch's one record.
 
         Raises:
             EmptyBatch, BatchTooLarge, InvalidArgument: as for `append`.
@@ -133,7 +179,12 @@ class Appender:
         await self._wait_for_room()
         limit_s = self._config.timeout_s if timeout_s is None else timeout_s
         now_s = self._clock.monotonic_s()
-        batch = self._queue.put_batch(builder, timeout_s=limit_s, now_s=now_s)
+        conditions = UNCONDITIONAL
+        if (match_offset, fencing_token, set_fencing_token) != (None, None, None):
+            conditions = Conditions(match_offset, fencing_token, set_fencing_token)
+        batch = self._queue.put_batch(
+            builder, timeout_s=limit_s, now_s=now_s, conditions=conditions
+        )
         self._on_new_batch(batch)
         return batch
 
@@ -179,7 +230,19 @@ class Appender:
             self._task.cancel()
         await self._stop()
 
+    async def open(self) -> None:
+        """Begin a named producer's life, as entering the appender does; others do nothing here.
+
+        Raises:
+            LogUnavailable, LogNotFound, Overloaded, ...: it got no session. The appender is closed.
+
+        **Cancellation:** closes the appender.
+        """
+        if self._producer is not None and self._queue.epoch == 0:
+            await self._begin_life()
+
     async def __aenter__(self) -> Self:
+        await self.open()
         return self
 
     async def __aexit__(
@@ -198,6 +261,27 @@ class Appender:
                 log.warning("appender.failed", extra={"error": str(failure)})
         else:
             await self.abort()
+
+    async def _begin_life(self) -> None:
+        """Open the first session of a named producer, or say why it can't be had in time."""
+        self._refuse_if_closed()
+        life = self._life = asyncio.get_running_loop().create_future()
+        self._start()
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                await life
+        except TimeoutError as error:
+            await self.abort()
+            why = f": {self._last_error}" if self._last_error is not None else ""
+            name, limit_s = self._route.name, self._config.timeout_s
+            raise LogUnavailable(
+                f"log {name}: producer {self._producer} got no session within {limit_s:g} s{why}"
+            ) from (self._last_error or error)
+        except BaseException:
+            await self.abort()
+            raise
+        finally:
+            self._life = None
 
     # Admission.
 
@@ -240,12 +324,15 @@ class Appender:
             raise InvalidArgument("the appender is closed")
 
     def _on_new_batch(self, batch: AppendBatch) -> None:
+        self._start()
+        self._arm(batch.deadline_s)
+        self._work.ring()
+
+    def _start(self) -> None:
         if self._task is None:
             name = f"appender:{self._route.name}"
             self._task = asyncio.get_running_loop().create_task(self._run(), name=name)
             self._connection.open_appenders.add(self)
-        self._arm(batch.deadline_s)
-        self._work.ring()
 
     def _wake_caller(self) -> None:
         if self._room is not None and not self._room.done() and not self._queue.is_full():
@@ -280,7 +367,7 @@ class Appender:
         """Keep a session while there is something to send; return when closed and done."""
         try:
             while True:
-                while not self._queue.has_unsent():
+                while not self._queue.has_unsent() and self._life is None:
                     if self._closing:
                         return
                     await self._work.wait()
@@ -328,6 +415,8 @@ class Appender:
             log=name,
             direct_only=stop.direct,
             producer_id=queue.producer_id,
+            producer_name=self._producer or "",
+            producer_epoch=queue.epoch,
             next_sequence=batches.next_sequence,
             unresolved=batches.unresolved,
             resolve_from=batches.resolve_from,
@@ -343,6 +432,10 @@ class Appender:
         if opened.in_flight_bytes_max:
             most = min(self._config.in_flight_bytes, opened.in_flight_bytes_max)
             queue.in_flight_bytes_max = most
+        if self._producer is not None and queue.epoch == 0:
+            queue.on_life(opened.producer_epoch, opened.next_sequence)
+        if self._life is not None and not self._life.done():
+            self._life.set_result(None)
         queue.on_opened(
             floor=Offset(opened.floor),
             segment_index=opened.segment_index,
@@ -375,10 +468,14 @@ class Appender:
         log.log(level, "appender.session_lost", extra=fields)
         self._fenced = self._fenced + 1 if isinstance(error, ProducerFenced) else 0
         hopeless = isinstance(error, InvalidArgument | LogNotFound) or self._fenced > _FENCED_MAX
+        if isinstance(error, ProducerFenced) and error.life is not None:
+            hopeless = True  # the producer lives elsewhere now
         if hopeless:
             self._queue.fail_unsent(error)
+            if self._life is not None and not self._life.done():
+                self._life.set_exception(copy_error(error))
         self._wake_caller()
-        if self._queue.has_unsent():
+        if self._queue.has_unsent() or self._life is not None:
             await self._path.after(Failure(end.kind, error, stop.address, stop.direct))
 
     # What the session asks and tells (`SessionOwner`).
@@ -427,9 +524,18 @@ class Appender:
         self._wake_caller()
 
 
-def _new_producer_id(connection: Connection) -> int:
-    """Random and never 0, which says that there is no producer."""
-    return connection.rng.getrandbits(64) or 1
+def _producer_id(connection: Connection, config: AppenderConfig, producer: str | None) -> int:
+    """That of the name, or random; 0, which says that there is no producer, if nothing is repeated.
+
+    Raises:
+        InvalidArgument: the name can't be, or it is to repeat nothing.
+    """
+    if producer is not None:
+        check_producer_name(producer)
+        if not config.exactly_once:
+            raise InvalidArgument("a named producer's batches are repeated: exactly_once is on")
+        return producer_id_of(producer)
+    return (connection.rng.getrandbits(64) or 1) if config.exactly_once else 0
 
 
 def check_record(value: object, key: object, headers: Headers | None) -> None:

@@ -13,7 +13,7 @@ into the payload.
 
 A **placed batch** is what log servers store and readers get:
 
-    placement (52 bytes, little-endian) | batch
+    placement (68 bytes, little-endian) | batch
 
 The sequencer writes the placement once: which loglet, first offset, timestamp. The same bytes go
 to every log server, to disk, to readers and to the archive. The placement has a checksum of its
@@ -51,7 +51,8 @@ from sharedlog.limits import (
 
 _BATCH_MAGIC: Final = 0x4253  # "SB"
 _PLACEMENT_MAGIC: Final = 0x5053  # "SP"
-_VERSION: Final = 1
+_VERSION: Final = 1  # of a batch
+_PLACEMENT_VERSION: Final = 2  # the first one had no state
 
 # crc32c of all that follows · magic · version · codec · header bytes · flags · batch bytes ·
 # records · producer id · producer epoch · producer sequence
@@ -59,17 +60,19 @@ _BATCH_HEADER: Final = struct.Struct("<IHBBHHIIQIQ")
 BATCH_HEADER_BYTES: Final = _BATCH_HEADER.size
 
 # crc32c of the rest of the placement · magic · version · kind · records · batch crc32c · log id ·
-# segment index · first offset · timestamp · committed tail
-_PLACEMENT: Final = struct.Struct("<IHBBIIQIQQQ")
+# segment index · first offset · timestamp · committed tail · state from · state until
+_PLACEMENT: Final = struct.Struct("<IHBBIIQIQQQQQ")
 PLACEMENT_BYTES: Final = _PLACEMENT.size
 
 HEADERS_BYTES: Final = PLACEMENT_BYTES + BATCH_HEADER_BYTES
 """The fixed part of a placed batch: all that tells where it lies and who made it."""
 
+_KIND_AT: Final = 7  # in a placement
 _CODEC_NONE: Final = 0
 _HAS_KEYS: Final = 1
 _HAS_HEADERS: Final = 2
 _RECORD_OVERHEAD_BYTES: Final = 4  # its size in the table of values
+_ZERO: Final = Offset(0)
 
 Headers = Mapping[str, bytes]
 _NO_HEADERS: Final[Headers] = MappingProxyType({})
@@ -94,7 +97,7 @@ class BatchProducer(NamedTuple):
 
     producer_id: int = 0  # random, 64 bits; 0: nobody who could be asked to repeat it
     epoch: int = 0  # of the producer; a newer one shuts out the older
-    sequence: int = 0  # counts the producer's batches within its epoch, from 0
+    sequence: int = 0  # of the batch's first record: the producer's records are counted from 0
 
 
 NO_PRODUCER: Final = BatchProducer()
@@ -111,8 +114,19 @@ class BatchHeader(NamedTuple):
     producer: BatchProducer
 
 
+KIND_RECORDS: Final = 0
+"""A batch of records, as a client made it."""
+KIND_CONTROL: Final = 1
+"""A control batch: one record, the log's state (`sharedlog/control.py`). Readers pass over it."""
+
+
 class Placement(NamedTuple):
-    """Where a batch lies: its loglet, its offsets [first, first + record_count) and its time."""
+    """Where a batch lies: its loglet, its offsets [first, first + record_count) and its time.
+
+    The log's state behind the batch is that of the control batch at `state_from`, and what the
+    batches behind that one and below `state_until` changed; no state yet if both are 0. See
+    `sequencer/state.py`.
+    """
 
     loglet: LogletId
     first: Offset
@@ -122,6 +136,9 @@ class Placement(NamedTuple):
         Offset  # exclusive; what the sequencer knew to be committed when it placed the batch
     )
     batch_crc32c: int
+    kind: int = KIND_RECORDS
+    state_from: Offset = _ZERO
+    state_until: Offset = _ZERO  # exclusive
 
     @property
     def end(self) -> Offset:
@@ -301,8 +318,8 @@ def place_batch(placement: Placement, batch: bytes) -> bytes:
     body = _PLACEMENT.pack(
         0,
         _PLACEMENT_MAGIC,
-        _VERSION,
-        0,
+        _PLACEMENT_VERSION,
+        placement.kind,
         placement.record_count,
         placement.batch_crc32c,
         loglet.log_id,
@@ -310,6 +327,8 @@ def place_batch(placement: Placement, batch: bytes) -> bytes:
         placement.first,
         placement.timestamp_ms,
         placement.committed_tail,
+        placement.state_from,
+        placement.state_until,
     )[4:]
     return b"".join((crc32c(body).to_bytes(4, "little"), body, batch))
 
@@ -323,13 +342,21 @@ def parse_placement(placed: bytes) -> Placement:
     if len(placed) < PLACEMENT_BYTES + BATCH_HEADER_BYTES:
         raise CorruptBatch(f"{len(placed)} bytes are too few for a placed batch")
     fields = _PLACEMENT.unpack_from(placed)
-    crc, magic, version, _, count, batch_crc, log_id, segment, first, timestamp, committed = fields
-    if magic != _PLACEMENT_MAGIC or version != _VERSION:
+    crc, magic, version, kind, count, batch_crc, log_id, segment, first, timestamp, *rest = fields
+    if magic != _PLACEMENT_MAGIC or version != _PLACEMENT_VERSION:
         raise CorruptBatch(f"not a placed batch: magic {magic:#06x}, version {version}")
     if crc32c(placed[4:PLACEMENT_BYTES]) != crc:
         raise CorruptBatch("the placement's checksum does not match")
     loglet = LogletId(LogId(log_id), segment)
-    return Placement(loglet, Offset(first), count, timestamp, Offset(committed), batch_crc)
+    committed, state_from, state_until = rest
+    return Placement(
+        loglet, first, count, timestamp, committed, batch_crc, kind, state_from, state_until
+    )
+
+
+def is_control(placed: bytes) -> bool:
+    """Whether a placed batch is a control batch, by its placement alone, unchecked."""
+    return placed[_KIND_AT] == KIND_CONTROL
 
 
 def check_placed(placed: bytes) -> Placement:

@@ -33,6 +33,9 @@ class AppenderConfig:
     """From the first record of a batch to its answer; until then failures are dealt with in
     silence. A batch past it fails: definitely if it was never sent, or every answer to it was a
     refusal, and as `AppendIndefinite` otherwise."""
+    exactly_once: bool = True
+    """What is not answered is sent again, and gets into the log once. Off, an append whose session
+    is lost is `AppendIndefinite` at once."""
     silence_s: float = 0.6
     """A session whose answers are due and that says nothing for so long is given up, and the
     sequencer reported as suspect. Grows while it turns out to be innocent."""

@@ -14,6 +14,9 @@
     │   └── Unrepairable           too much of it is lost: a person must decide (`log accept-loss`)
     ├── ProducerFenced             another session of the same producer has taken over
     ├── SequenceGap                a batch does not follow the one before it in its session
+    ├── ConditionFailed            what the append was to depend on does not hold
+    │   ├── OffsetMismatch         `match_offset` is not the tail; carries the tail
+    │   └── FencingTokenMismatch   the log has another fencing token; carries it
     ├── NotSequencer               another process orders this log; carries which, if known
     ├── Overloaded                 a limit was reached; carries when to try again
     ├── StoreReadOnly              a log server's disk is full or nearly so
@@ -175,9 +178,17 @@ class Unrepairable(LogUnavailable):
 
 
 class ProducerFenced(SharedLogError):
-    """A newer session or epoch of the same producer is known: this one appends no more."""
+    """A newer session or life of the same producer is known: this one appends no more.
+
+    `life`: the epoch of a named producer's life that has begun since; None if it is another session
+    of this one.
+    """
 
     grpc_status = "ABORTED"
+
+    def __init__(self, message: str, *, life: int | None = None) -> None:
+        super().__init__(message)
+        self.life = life
 
 
 class SequenceGap(SharedLogError):
@@ -185,6 +196,31 @@ class SequenceGap(SharedLogError):
 
     retryable = True
     grpc_status = "ABORTED"
+
+
+class ConditionFailed(SharedLogError):
+    """The append was to depend on something that does not hold: nothing was appended."""
+
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class OffsetMismatch(ConditionFailed):
+    """The batch would not get the offset that it must get. `tail` is what it would have got."""
+
+    def __init__(self, *, match_offset: int, tail: int) -> None:
+        super().__init__(f"the append was to get offset {match_offset}, and the tail is {tail}")
+        self.match_offset = match_offset
+        self.tail = tail
+
+
+class FencingTokenMismatch(ConditionFailed):
+    """The log's fencing token is another one: `current`, "" for none."""
+
+    def __init__(self, *, given: str, current: str) -> None:
+        has = f"the log's is {current!r}" if current else "the log has none"
+        super().__init__(f"the append came with fencing token {given!r}, and {has}")
+        self.given = given
+        self.current = current
 
 
 class NotSequencer(SharedLogError):

@@ -30,6 +30,15 @@ RECORD_HEADERS_MAX: Final = 1_024
 LOG_NAME_CHARS_MAX: Final = 255
 """Characters of a log's name."""
 
+FENCING_TOKEN_CHARS_MAX: Final = 64
+"""Characters of a fencing token."""
+
+PRODUCER_NAME_CHARS_MAX: Final = 128
+"""Characters of a named producer's name."""
+
+NAMED_PRODUCERS_MAX: Final = 1_000
+"""Named producers that a log remembers: beyond it, the longest idle one is forgotten."""
+
 REPLICAS_MAX: Final = 7
 """Copies of a batch: the quorum rules are proved exhaustively up to here."""
 

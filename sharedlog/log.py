@@ -8,9 +8,10 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import replace
 
 from sharedlog.appender import Appender, check_record
-from sharedlog.batch import BatchBuilder, Headers, Record, decode_checked
+from sharedlog.batch import KIND_RECORDS, BatchBuilder, Headers, Record, decode_checked
 from sharedlog.config import AppenderConfig, ReaderConfig
 from sharedlog.connection import Connection
+from sharedlog.control import check_fencing_token
 from sharedlog.errors import (
     AppendIndefinite,
     DeadlineExceeded,
@@ -63,6 +64,8 @@ class Log:
         key: bytes | None = None,
         headers: Headers | None = None,
         *,
+        match_offset: int | None = None,
+        fencing_token: str | None = None,
         timeout_s: float | None = None,
     ) -> Offset:
         """Append one record; returns its offset once it is fsynced on a write quorum.
@@ -70,21 +73,41 @@ class Log:
         Concurrent calls share batches and one session. For many records from one place, `appender`
         costs less.
 
+        With `match_offset` it is appended only if it gets this offset: nobody has appended since
+        the tail was that. With `fencing_token` only if that is the log's (see `fence`; "" is none).
+        Both cost no further round trip. Mind that control records take offsets as well.
+
         Raises:
             AppendIndefinite: the record may or may not be in the log.
+            OffsetMismatch: carries the tail. FencingTokenMismatch: carries the log's token.
             RecordTooLarge, LogNotFound, LogUnavailable, DeadlineExceeded, ...: it is not in the
             log.
 
         **Cancellation:** stops the wait, not the write: the record may still get into the log.
         """
+        if match_offset is not None or fencing_token is not None:
+            offsets = await self.append_batch(
+                [(value, key, headers)],
+                match_offset=match_offset,
+                fencing_token=fencing_token,
+                timeout_s=timeout_s,
+            )
+            return Offset(offsets.start)
         limit_s = self._append_config.timeout_s if timeout_s is None else timeout_s
         pending = await self._appender().append_within(value, key, headers, timeout_s=limit_s)
         return await pending
 
     async def append_batch(
-        self, records: Iterable[NewRecord], *, timeout_s: float | None = None
+        self,
+        records: Iterable[NewRecord],
+        *,
+        match_offset: int | None = None,
+        fencing_token: str | None = None,
+        timeout_s: float | None = None,
     ) -> range:
         """Append records as one batch: all of them, side by side, or none. Returns their offsets.
+
+        `match_offset`, of the first record, and `fencing_token` as in `append`.
 
         Raises:
             EmptyBatch, BatchTooLarge: as a batch they can't be appended. As for `append` otherwise.
@@ -96,10 +119,40 @@ class Log:
             value, key, headers = (record, None, None) if isinstance(record, bytes) else record
             check_record(value, key, headers)
             builder.append(value, key, headers)
-        batch = await self._appender().append_batch(builder, timeout_s=timeout_s)
+        batch = await self._appender().append_batch(
+            builder,
+            match_offset=match_offset,
+            fencing_token=fencing_token,
+            timeout_s=timeout_s,
+        )
         await batch.wait()
         first = batch.first_offset()
         return range(first, first + len(builder))
+
+    async def fence(
+        self, token: str, expected: str | None = None, *, timeout_s: float | None = None
+    ) -> Offset:
+        """Set the log's fencing token: appends that come with another one fail from then on.
+
+        Appends without a token are not looked at. "" takes the token away. With `expected` the
+        token is set only if the present one is that ("" for none). What is written is a control
+        record, whose offset is returned; readers pass over it.
+
+        Raises:
+            FencingTokenMismatch: it is not the expected one; carries the present one.
+            AppendIndefinite: it may have been set. InvalidArgument: no token. As for `append`
+            otherwise.
+
+        **Cancellation:** stops the wait, not the write.
+        """
+        check_fencing_token(token)
+        builder = BatchBuilder()
+        builder.append(b"")
+        batch = await self._appender().append_batch(
+            builder, fencing_token=expected, set_fencing_token=token, timeout_s=timeout_s
+        )
+        await batch.wait()
+        return batch.first_offset()
 
     def appender(
         self,
@@ -110,10 +163,18 @@ class Log:
         in_flight_bytes: int | None = None,
         buffer_bytes: int | None = None,
         timeout_s: float | None = None,
+        exactly_once: bool | None = None,
+        producer: str | None = None,
+        fencing_token: str | None = None,
     ) -> Appender:
         """A pipelined appender with a session of its own; see `AppenderConfig` for the settings.
 
         Use it as `async with log.appender() as appender`. No I/O happens before its first append.
+
+        `producer` names it: entering it waits for its session, shuts out whoever has the name now,
+        and `next_sequence` tells how many records all its lives have in the log. One that has
+        written nothing for a week is forgotten, as is the longest idle of more than 1,000 of a log.
+        `fencing_token` goes with each of its batches.
 
         Raises:
             InvalidArgument: a setting is out of range.
@@ -125,10 +186,19 @@ class Log:
             "in_flight_bytes": in_flight_bytes,
             "buffer_bytes": buffer_bytes,
             "timeout_s": timeout_s,
+            "exactly_once": exactly_once,
         }
         changes = {name: value for name, value in given.items() if value is not None}
         config = replace(self._append_config, **changes)  # type: ignore[arg-type]  # typed above
-        return Appender(self._connection, self._route, config)
+        if fencing_token is not None:
+            check_fencing_token(fencing_token)
+        return Appender(
+            self._connection,
+            self._route,
+            config,
+            producer=producer,
+            fencing_token=fencing_token,
+        )
 
     def _appender(self) -> Appender:
         if self._shared is None:
@@ -194,6 +264,8 @@ class Log:
         async with contextlib.aclosing(chunks):
             async for chunk in chunks:
                 for placed, placement in zip(chunk.batches, chunk.placements, strict=True):
+                    if placement.kind != KIND_RECORDS:
+                        continue
                     records = decode_checked(placed, placement)
                     if placement.first < start or (until is not None and placement.end > until):
                         low = max(0, start - placement.first)

@@ -29,11 +29,23 @@ class Bound(NamedTuple):
 NO_BOUND: Final = Bound(0, Offset(0))
 
 
+class Conditions(NamedTuple):
+    """What a batch depends on when it is admitted, and what it sets; see `AppendSessionRequest`."""
+
+    match_offset: int | None = None
+    fencing_token: str | None = None
+    set_token: str | None = None  # a control batch is written instead of the batch
+
+
+UNCONDITIONAL: Final = Conditions()
+
+
 class AppendBatch:
     """A batch on its way. Its outcome is set once, for all its records."""
 
     __slots__ = (
         "builder",
+        "conditions",
         "count",
         "data",
         "deadline_s",
@@ -50,14 +62,24 @@ class AppendBatch:
         "waiters",
     )
 
-    def __init__(self, builder: BatchBuilder, *, opened_s: float, timeout_s: float) -> None:
+    def __init__(
+        self,
+        builder: BatchBuilder,
+        *,
+        opened_s: float,
+        timeout_s: float,
+        conditions: Conditions = UNCONDITIONAL,
+    ) -> None:
         self.builder = builder
+        self.conditions = conditions
         self.opened_s = opened_s
         self.timeout_s = timeout_s
         self.deadline_s = opened_s + timeout_s
         self.data: bytes = b""  # as it is sent; let go meanwhile if the builder can make it again
         self.count = 0  # records; known once it is encoded
-        self.sequence = -1  # given when it is sent for the first time, and kept
+        self.sequence = (
+            -1
+        )  # of its first record; given when it is sent for the first time, and kept
         # Some session had it and ended without saying what became of it: it may be in the log, but
         # not below `floor`.
         self.unresolved = False

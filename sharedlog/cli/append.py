@@ -3,6 +3,9 @@
 Input is cut into batches as it arrives, each appended as a whole and pipelined. What is said at the
 end, success or not, is a count of certainties: records that are in the log, records that may be
 (an *indefinite* failure), records that are not.
+
+With `--producer` the input is numbered, record by record, and what is in the log already is passed
+over: the same command, run again after whatever ended it, goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -45,6 +48,9 @@ class _Request:
     parser: RecordParser
     print_offsets: bool
     progress: bool
+    match_offset: int | None
+    fencing_token: str | None
+    producer: str | None
 
 
 @click.command(
@@ -55,6 +61,8 @@ echo hello | sharedlog append orders --key greeting
 sharedlog append photos --format raw *.jpg      a record for each file
 sharedlog read orders --format json | sharedlog append copy --format ndjson
 tail -F /var/log/syslog | sharedlog append syslog
+sharedlog append orders --producer import-7 file.txt    run it again: it goes on where it stopped
+sharedlog append account --match-offset 42 < event      only if nobody has appended since
 """,
 )
 @click.argument("log")
@@ -76,6 +84,19 @@ tail -F /var/log/syslog | sharedlog append syslog
 )
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="Of each record.")
 @click.option("--offsets", is_flag=True, help="Print each record's offset, a line for each.")
+@click.option(
+    "--match-offset",
+    type=click.IntRange(0),
+    metavar="OFFSET",
+    help="The first record must get this offset, and the others those that follow it.",
+)
+@click.option("--fencing-token", metavar="TEXT", help="Must be the log's; see `log fence`.")
+@click.option(
+    "--producer",
+    metavar="NAME",
+    help="Passes over the records that this producer has in the log already: the first so many of "
+    "the input. Shuts out whoever appends under the same name.",
+)
 @cluster_options
 @pass_settings
 def append(
@@ -88,6 +109,9 @@ def append(
     key_field: str | None,
     headers: tuple[str, ...],
     offsets: bool,
+    match_offset: int | None,
+    fencing_token: str | None,
+    producer: str | None,
 ) -> None:
     """Append records to LOG, from FILES or else from standard input.
 
@@ -109,6 +133,9 @@ def append(
         ),
         print_offsets=offsets,
         progress=sys.stderr.isatty() and not any(file.isatty() for file in files),
+        match_offset=match_offset,
+        fencing_token=fencing_token,
+        producer=producer,
     )
     run = _Run(request, settings)
     if not files and sys.stdin.isatty():
@@ -145,6 +172,8 @@ class _Run:
         # Invariant: every record handed over is in exactly one of these, or in `_pending`.
         self._records = self._indefinite = self._refused = 0
         self._bytes = 0
+        self._passed = self._to_pass = 0  # records that the producer has in the log already
+        self._next_offset = request.match_offset  # that the next batch must get
         self._started_s = monotonic()
         self._progress: _ProgressBar | None = None
         self._print_offsets = request.print_offsets
@@ -159,8 +188,12 @@ class _Run:
         except errors.DeadlineExceeded as error:
             raise errors.DeadlineExceeded(f"{error}; appended 0 records") from error
         self._progress = _ProgressBar(self._request.files) if self._request.progress else None
-        appender = log.appender()
+        request = self._request
+        appender = log.appender(producer=request.producer, fencing_token=request.fencing_token)
         try:
+            if request.producer is not None:
+                await appender.open()
+                self._to_pass = appender.next_sequence
             await self._append_inputs(appender)
         except (errors.SharedLogError, CliFailure, OSError) as error:
             self.failure = self.failure or error
@@ -195,6 +228,10 @@ class _Run:
         from sharedlog.batch import BatchBuilder
 
         builder, size = BatchBuilder(), 0
+        if self._passed < self._to_pass:
+            passed = min(self._to_pass - self._passed, len(records))
+            self._passed += passed
+            records = records[passed:]
         for value, key, headers in records:
             # A large record goes alone, so that no batch can exceed what is taken.
             full = (
@@ -214,8 +251,11 @@ class _Run:
             await self._send(appender, builder, size)
 
     async def _send(self, appender: Appender, builder: BatchBuilder, size: int) -> None:
-        count = len(builder)
-        self._pending.append((await appender.append_batch(builder), count, size))
+        count, first = len(builder), self._next_offset
+        batch = await appender.append_batch(builder, match_offset=first)
+        self._pending.append((batch, count, size))
+        if first is not None:
+            self._next_offset = first + count
         self._take_outcomes()
 
     def _take_outcomes(self) -> None:
@@ -277,22 +317,25 @@ class _Run:
             "seconds": round(monotonic() - self._started_s, 6),
             "indefinite_records": self._indefinite,
             "refused_records": self._refused,
+            "passed_records": self._passed,
             "error": reason,
         }
 
     def _sentence(self) -> str:
+        passed = f" ({plural(self._passed, 'record')} were there already)" if self._passed else ""
         if self._first is None:
-            return "appended 0 records"
+            return f"appended 0 records{passed}"
         last = self._end - 1
         where = f"offset {last}" if self._first == last else f"offsets {self._first}..{last}"
         between = " (others wrote in between)" if self._gaps else ""
-        return f"appended {plural(self._records, 'record')} at {where}{between}"
+        return f"appended {plural(self._records, 'record')} at {where}{between}{passed}"
 
     def _doubts(self) -> str:
         may_be = (
             f", {plural(self._indefinite, 'record')} may be in the log" if self._indefinite else ""
         )
-        are_not = f", {plural(self._refused, 'record')} are not" if self._refused else ""
+        is_not = "is not" if self._refused == 1 else "are not"
+        are_not = f", {plural(self._refused, 'record')} {is_not}" if self._refused else ""
         return may_be + are_not
 
 

@@ -32,6 +32,7 @@ _NOT_FOUND: Final = (
     errors.LogExists,
     errors.OffsetOutOfRange,
     errors.VersionMismatch,
+    errors.ConditionFailed,
 )
 _REFUSED: Final = re.compile(
     r"failed to connect .*to remote host: (?:connect: )?(.+?)(?: \(\d+\))?", re.IGNORECASE

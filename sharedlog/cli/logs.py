@@ -35,6 +35,7 @@ _SECTIONS = {
     "Change": {
         "reconfigure": Lazy(_RECONFIGURE, "reconfigure", "Change sequencer, servers or quorum."),
         "seal": Lazy(_RECONFIGURE, "seal", "End the open segment and go on in a new one."),
+        "fence": Lazy("sharedlog.cli.fence", "fence", "Set the token that appends are judged by."),
     },
     "Inspect and repair": {
         "chain": Lazy(_CHAIN, "chain", "Show every segment."),

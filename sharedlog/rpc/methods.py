@@ -39,6 +39,7 @@ DESCRIBE_LOG = proto_method(
 )
 LIST_LOGS = proto_method("LogService/ListLogs", log_pb2.ListLogsRequest, log_pb2.ListLogsResponse)
 APPEND = proto_method("LogService/Append", log_pb2.AppendRequest, log_pb2.AppendResponse)
+FENCE = proto_method("LogService/Fence", log_pb2.FenceRequest, log_pb2.FenceResponse)
 APPEND_SESSION = proto_method(
     "LogService/AppendSession",
     log_pb2.AppendSessionRequest,

@@ -191,8 +191,14 @@ class AppendRequest(_message.Message):
 
     LOG_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
+    MATCH_OFFSET_FIELD_NUMBER: _builtins.int
+    FENCING_TOKEN_FIELD_NUMBER: _builtins.int
     log: _builtins.str
     """The log's name."""
+    match_offset: _builtins.int
+    """The first record must get this offset; otherwise OffsetMismatch, which carries the tail."""
+    fencing_token: _builtins.str
+    """Must be the log's fencing token; otherwise FencingTokenMismatch, which carries the present one."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Record]:
         """At least one."""
@@ -202,12 +208,21 @@ class AppendRequest(_message.Message):
         *,
         log: _builtins.str = ...,
         records: _abc.Iterable[_types_pb2.Record] | None = ...,
+        match_offset: _builtins.int | None = ...,
+        fencing_token: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fencing_token", b"_fencing_token", "_match_offset", b"_match_offset", "fencing_token", b"fencing_token", "match_offset", b"match_offset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["log", b"log", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fencing_token", b"_fencing_token", "_match_offset", b"_match_offset", "fencing_token", b"fencing_token", "log", b"log", "match_offset", b"match_offset", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__fencing_token: _TypeAlias = _typing.Literal["fencing_token"]  # noqa: Y015
+    _WhichOneofArgType__fencing_token: _TypeAlias = _typing.Literal["_fencing_token", b"_fencing_token"]  # noqa: Y015
+    _WhichOneofReturnType__match_offset: _TypeAlias = _typing.Literal["match_offset"]  # noqa: Y015
+    _WhichOneofArgType__match_offset: _TypeAlias = _typing.Literal["_match_offset", b"_match_offset"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fencing_token) -> _WhichOneofReturnType__fencing_token | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__match_offset) -> _WhichOneofReturnType__match_offset | None: ...
 
 Global___AppendRequest: _TypeAlias = AppendRequest  # noqa: Y015
 
@@ -247,8 +262,19 @@ class AppendSessionRequest(_message.Message):
 
     OPEN_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
+    MATCH_OFFSET_FIELD_NUMBER: _builtins.int
+    FENCING_TOKEN_FIELD_NUMBER: _builtins.int
+    SET_FENCING_TOKEN_FIELD_NUMBER: _builtins.int
     batch: _builtins.bytes
     """One encoded batch (docs/batch-format.md). Opaque to servers but for its fixed header."""
+    match_offset: _builtins.int
+    """The batch's first record must get this offset; otherwise OffsetMismatch, which carries the tail."""
+    fencing_token: _builtins.str
+    """Must be the log's fencing token; otherwise FencingTokenMismatch, which carries the present one."""
+    set_fencing_token: _builtins.str
+    """The log's fencing token is this from now on ("" is none). What is written is a control batch of one record, with
+    the producer of `batch`, which holds one record of any value: that is not kept.
+    """
     @_builtins.property
     def open(self) -> Global___AppendSessionOpen:
         """In the first message only."""
@@ -258,12 +284,26 @@ class AppendSessionRequest(_message.Message):
         *,
         open: Global___AppendSessionOpen | None = ...,
         batch: _builtins.bytes = ...,
+        match_offset: _builtins.int | None = ...,
+        fencing_token: _builtins.str | None = ...,
+        set_fencing_token: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["open", b"open"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fencing_token", b"_fencing_token", "_match_offset", b"_match_offset", "_set_fencing_token", b"_set_fencing_token", "fencing_token", b"fencing_token", "match_offset", b"match_offset", "open", b"open", "set_fencing_token", b"set_fencing_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "open", b"open"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fencing_token", b"_fencing_token", "_match_offset", b"_match_offset", "_set_fencing_token", b"_set_fencing_token", "batch", b"batch", "fencing_token", b"fencing_token", "match_offset", b"match_offset", "open", b"open", "set_fencing_token", b"set_fencing_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__fencing_token: _TypeAlias = _typing.Literal["fencing_token"]  # noqa: Y015
+    _WhichOneofArgType__fencing_token: _TypeAlias = _typing.Literal["_fencing_token", b"_fencing_token"]  # noqa: Y015
+    _WhichOneofReturnType__match_offset: _TypeAlias = _typing.Literal["match_offset"]  # noqa: Y015
+    _WhichOneofArgType__match_offset: _TypeAlias = _typing.Literal["_match_offset", b"_match_offset"]  # noqa: Y015
+    _WhichOneofReturnType__set_fencing_token: _TypeAlias = _typing.Literal["set_fencing_token"]  # noqa: Y015
+    _WhichOneofArgType__set_fencing_token: _TypeAlias = _typing.Literal["_set_fencing_token", b"_set_fencing_token"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fencing_token) -> _WhichOneofReturnType__fencing_token | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__match_offset) -> _WhichOneofReturnType__match_offset | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__set_fencing_token) -> _WhichOneofReturnType__set_fencing_token | None: ...
 
 Global___AppendSessionRequest: _TypeAlias = AppendSessionRequest  # noqa: Y015
 
@@ -280,6 +320,7 @@ class AppendSessionOpen(_message.Message):
     RESOLVE_FROM_FIELD_NUMBER: _builtins.int
     MIN_CHAIN_VERSION_FIELD_NUMBER: _builtins.int
     RESOLVE_SEGMENT_FIELD_NUMBER: _builtins.int
+    PRODUCER_NAME_FIELD_NUMBER: _builtins.int
     log: _builtins.str
     """The log's name."""
     direct_only: _builtins.bool
@@ -301,6 +342,11 @@ class AppendSessionOpen(_message.Message):
     segment, or a later one, have ended below what was committed (a loss that was accepted), the
     batches may lie lower, and are looked for from that end on.
     """
+    producer_name: _builtins.str
+    """A named producer, 1 to 128 characters, which keeps its place over its own restarts; `producer_id` is then the
+    first 8 bytes, little-endian, of the BLAKE2b-512 of the UTF-8 name (0 is replaced by 1). With `producer_epoch` 0 a
+    new life of it begins: the answer tells epoch and next sequence, `next_sequence` here means nothing.
+    """
     def __init__(
         self,
         *,
@@ -313,10 +359,11 @@ class AppendSessionOpen(_message.Message):
         resolve_from: _builtins.int = ...,
         min_chain_version: _builtins.int = ...,
         resolve_segment: _builtins.int = ...,
+        producer_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["direct_only", b"direct_only", "log", b"log", "min_chain_version", b"min_chain_version", "next_sequence", b"next_sequence", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "resolve_from", b"resolve_from", "resolve_segment", b"resolve_segment", "unresolved", b"unresolved"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["direct_only", b"direct_only", "log", b"log", "min_chain_version", b"min_chain_version", "next_sequence", b"next_sequence", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "producer_name", b"producer_name", "resolve_from", b"resolve_from", "resolve_segment", b"resolve_segment", "unresolved", b"unresolved"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -401,6 +448,8 @@ class AppendSessionOpened(_message.Message):
     IN_FLIGHT_BATCHES_MAX_FIELD_NUMBER: _builtins.int
     CHAIN_VERSION_FIELD_NUMBER: _builtins.int
     SEGMENT_INDEX_FIELD_NUMBER: _builtins.int
+    PRODUCER_EPOCH_FIELD_NUMBER: _builtins.int
+    NEXT_SEQUENCE_FIELD_NUMBER: _builtins.int
     batch_bytes_max: _builtins.int
     """A larger batch is refused, in bytes."""
     in_flight_bytes_max: _builtins.int
@@ -413,6 +462,10 @@ class AppendSessionOpened(_message.Message):
     """Of the chain by which the session is served."""
     segment_index: _builtins.int
     """Of the open segment, in which the session's new batches lie."""
+    producer_epoch: _builtins.int
+    """Of a named producer: what its batches must carry."""
+    next_sequence: _builtins.int
+    """Of a named producer whose new life has begun: the sequence of its next record."""
     @_builtins.property
     def sequencer(self) -> _types_pb2.SequencerId:
         """Who assigns the offsets."""
@@ -427,10 +480,12 @@ class AppendSessionOpened(_message.Message):
         in_flight_batches_max: _builtins.int = ...,
         chain_version: _builtins.int = ...,
         segment_index: _builtins.int = ...,
+        producer_epoch: _builtins.int = ...,
+        next_sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sequencer", b"sequencer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_bytes_max", b"batch_bytes_max", "chain_version", b"chain_version", "floor", b"floor", "in_flight_batches_max", b"in_flight_batches_max", "in_flight_bytes_max", b"in_flight_bytes_max", "segment_index", b"segment_index", "sequencer", b"sequencer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_bytes_max", b"batch_bytes_max", "chain_version", b"chain_version", "floor", b"floor", "in_flight_batches_max", b"in_flight_batches_max", "in_flight_bytes_max", b"in_flight_bytes_max", "next_sequence", b"next_sequence", "producer_epoch", b"producer_epoch", "segment_index", b"segment_index", "sequencer", b"sequencer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -649,3 +704,53 @@ class GetKnownTailResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetKnownTailResponse: _TypeAlias = GetKnownTailResponse  # noqa: Y015
+
+@_typing.final
+class FenceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    log: _builtins.str
+    """The log's name."""
+    token: _builtins.str
+    """At most 64 characters; "" takes the token away."""
+    expected: _builtins.str
+    """The token that must be in force now ("" for none); otherwise FencingTokenMismatch. Absent: whatever it is."""
+    def __init__(
+        self,
+        *,
+        log: _builtins.str = ...,
+        token: _builtins.str = ...,
+        expected: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "expected", b"expected"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "expected", b"expected", "log", b"log", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected: _TypeAlias = _typing.Literal["expected"]  # noqa: Y015
+    _WhichOneofArgType__expected: _TypeAlias = _typing.Literal["_expected", b"_expected"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected) -> _WhichOneofReturnType__expected | None: ...
+
+Global___FenceRequest: _TypeAlias = FenceRequest  # noqa: Y015
+
+@_typing.final
+class FenceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """Of the control record that holds the token; appends at or above it are judged by it."""
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FenceResponse: _TypeAlias = FenceResponse  # noqa: Y015

@@ -311,7 +311,7 @@ class ReadLogletRequest(_message.Message):
     ends at the local tail.
     """
     headers_only: _builtins.bool
-    """Only the fixed part of each batch: placement and batch header (docs/batch-format.md)."""
+    """Only the fixed part of each batch: placement and batch header (docs/batch-format.md). Control batches come whole."""
     @_builtins.property
     def loglet(self) -> _types_pb2.LogletId:
         """What to read."""

@@ -40,6 +40,7 @@ def test_append_in_json_says_where_and_how_much(cli: Cli, log: str) -> None:
         "seconds": 0,
         "indefinite_records": 0,
         "refused_records": 0,
+        "passed_records": 0,
         "error": None,
     }
     first, second = cli.ok("read", log, "--json").json_lines

@@ -121,8 +121,8 @@ async def test_append_waits_while_the_buffers_are_full(memory: MemoryCluster) ->
 async def test_a_record_larger_than_every_window_passes(memory: MemoryCluster) -> None:
     """Field note 42: a lone batch always fits."""
     async with sharedlog.connect(memory.address) as cluster:
-        settings = {"batch_bytes": 100, "in_flight_bytes": 100, "buffer_bytes": 100}
-        async with cluster.log("orders").appender(**settings) as appender:
+        log = cluster.log("orders")
+        async with log.appender(batch_bytes=100, in_flight_bytes=100, buffer_bytes=100) as appender:
             for size in (10, 50_000, 10):
                 await appender.append(b"x" * size)
         assert await cluster.log("orders").append(bytes(RECORD_BYTES_MAX - 4)) == 3

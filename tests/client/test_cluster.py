@@ -101,7 +101,7 @@ def test_settings_out_of_range_are_refused() -> None:
     """Each setting has its bounds."""
     for settings in ({"batch_bytes": 1 << 30}, {"batch_records": 0}, {"slots": 0}):
         with pytest.raises(InvalidArgument):
-            sharedlog.AppenderConfig(**settings)
+            sharedlog.AppenderConfig(**settings)  # type: ignore[arg-type]  # all of them are ints
     with pytest.raises(InvalidArgument):
         sharedlog.AppenderConfig(linger_s=5, timeout_s=1)
     with pytest.raises(InvalidArgument):

@@ -156,7 +156,7 @@ class MemorySessions:
             error = faults.batch_errors.popleft() if faults.batch_errors else None
             if error is not None:
                 raise error
-            state.expected += 1
+            state.expected += parse_batch_header(batch).record_count
             first = await self._cluster.append(state.log, batch)
         except SharedLogError as refused:
             state.over = True

@@ -27,6 +27,7 @@ from sequencer.config import SequencerConfig
 from sequencer.metrics import SequencerMetrics
 from sequencer.service import Sequencer
 from sharedlog.batch import BatchBuilder, BatchProducer
+from sharedlog.control import producer_id_of
 from sharedlog.errors import SharedLogError, Unreachable
 from sharedlog.ids import Generation, LogId, LogletId, NodeId, Offset, SequencerId, StorageId
 from sharedlog.rpc.errors import error_from_proto
@@ -137,10 +138,13 @@ class Session:
         self.moved: log_pb2.SessionMoved | None = None
         self._results: list[log_pb2.AppendResult] = []
 
-    async def send(self, *sequences: int, records: int = 1, epoch: int = 0) -> None:
+    async def send(
+        self, *sequences: int, records: int = 1, epoch: int = 0, **conditions: Any
+    ) -> None:
+        """Batches; `conditions` are fields of `AppendSessionRequest`."""
         for sequence in sequences:
             data = batch(self.producer, sequence, records=records, epoch=epoch)
-            await self.stream.send(log_pb2.AppendSessionRequest(batch=data))
+            await self.stream.send(log_pb2.AppendSessionRequest(batch=data, **conditions))
 
     async def results(self, count: int) -> list[int | str]:
         """The next results: an offset, or the name of an error."""
@@ -149,6 +153,13 @@ class Session:
                 await self._receive()
         taken, self._results = self._results[:count], self._results[count:]
         return [_outcome(it) for it in taken]
+
+    async def refusal(self) -> SharedLogError:
+        """The next result, which must be an error."""
+        async with asyncio.timeout(WAIT_S):
+            while not self._results:
+                await self._receive()
+        return error_from_proto(self._results.pop(0).error)
 
     async def rest(self) -> list[int | str]:
         """All results to the end of the stream, which must end well; `moved` is set if it came."""
@@ -278,13 +289,19 @@ class Cluster:
         *,
         resolve_from: int | None = None,
         epoch: int = 0,
+        called: str = "",
     ) -> Session:
         """Ask for a session, without waiting until it is open."""
+        producer = producer_id_of(called) if called else producer
         stream: LoopbackStream[Any, Any] = self.processes[name].door.stream(name, APPEND_SESSION)  # type: ignore[assignment] # a loopback's streams are these
         session = Session(stream, producer)
         self._sessions.append(session)
         opening = log_pb2.AppendSessionOpen(
-            log="orders", producer_id=producer, producer_epoch=epoch, next_sequence=sequence
+            log="orders",
+            producer_id=producer,
+            producer_epoch=epoch,
+            next_sequence=sequence,
+            producer_name=called,
         )
         if resolve_from is not None:
             opening.unresolved, opening.resolve_from = True, resolve_from
@@ -299,9 +316,12 @@ class Cluster:
         *,
         resolve_from: int | None = None,
         epoch: int = 0,
+        called: str = "",
     ) -> Session:
-        """An open session."""
-        session = await self.ask(name, producer, sequence, resolve_from=resolve_from, epoch=epoch)
+        """An open session; `called`: of a named producer."""
+        session = await self.ask(
+            name, producer, sequence, resolve_from=resolve_from, epoch=epoch, called=called
+        )
         async with asyncio.timeout(WAIT_S):
             await session._receive()
         assert session.opened.sequencer.node_id == name

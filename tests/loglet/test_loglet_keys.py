@@ -76,10 +76,10 @@ def test_the_identity_survives_and_damage_is_noticed() -> None:
 
 def test_another_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that a later version has written is not touched."""
-    monkeypatch.setattr(keys, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(keys, "FORMAT_VERSION", 3)
     value = keys.encode_identity(replace(IDENTITY))
     monkeypatch.undo()
-    with pytest.raises(StoreFailed, match="format 2"):
+    with pytest.raises(StoreFailed, match="format 3"):
         keys.decode_identity(value)
 
 

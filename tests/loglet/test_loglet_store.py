@@ -280,7 +280,7 @@ async def test_repairs_stop_at_half_of_the_reserve(tmp_path: Path) -> None:
     await store.close()
 
 
-@pytest.mark.parametrize("at", [4, 60], ids=["placement", "batch"])
+@pytest.mark.parametrize("at", [4, PLACEMENT_BYTES + 8], ids=["placement", "batch"])
 async def test_a_damaged_last_batch_is_held(tmp_path: Path, at: int) -> None:
     """Field note 5: forgetting it at a start would be amnesia; its key says what it takes."""
     last = placed(2, 5, committed=2, record_bytes=50, text="last")

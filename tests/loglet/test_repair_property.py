@@ -28,7 +28,7 @@ from loglet.messages import (
     TellEndsResponse,
 )
 from loglet.store import HeldBatch, LogletState, PutLoglet, PutRepaired, Write
-from sharedlog.batch import PLACEMENT_BYTES, Placement, parse_placement
+from sharedlog.batch import HEADERS_BYTES, PLACEMENT_BYTES, Placement, parse_placement
 from sharedlog.ids import LogletId, Offset
 
 FIRSTS = (0, 1, 3, 5, 7, 9, 11)
@@ -223,7 +223,7 @@ class Harness:
                 record,
                 (
                     # Its bytes do not matter beyond the placement.
-                    (it.first, it.end, (it.placement_bytes or b"").ljust(100, b"\0"))
+                    (it.first, it.end, (it.placement_bytes or b"").ljust(HEADERS_BYTES, b"\0"))
                     for _, it in sorted(self.disk[loglet].items(), reverse=True)
                 ),
             )

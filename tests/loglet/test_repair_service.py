@@ -35,6 +35,7 @@ from loglet.messages import (
 )
 from loglet.store import PutLoglet
 from loglet.wire import REPAIR, TELL_ENDS
+from sharedlog.batch import PLACEMENT_BYTES
 from sharedlog.errors import (
     CorruptBatch,
     LogletNotOpen,
@@ -137,7 +138,7 @@ async def test_a_seal_says_what_is_damaged(serving: Serving, tmp_path: Path) -> 
     assert (report.problems, report.loglets[0].damaged_batches) == ([], 0)
 
 
-@pytest.mark.parametrize("at", [4, 60], ids=["placement", "batch"])
+@pytest.mark.parametrize("at", [4, PLACEMENT_BYTES + 8], ids=["placement", "batch"])
 async def test_a_damaged_last_batch_keeps_its_place(
     serving: Serving, tmp_path: Path, at: int
 ) -> None:

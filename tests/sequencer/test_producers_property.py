@@ -48,6 +48,7 @@ class Sent:
 
     sequence: int
     floor: int
+    count: int  # of its records
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Client:
     acked_end: int = 0
     outstanding: list[Sent] = field(default_factory=list)
     unresolved: bool = False
-    to_repeat: list[int] = field(default_factory=list)  # on the present session
+    to_repeat: list[Sent] = field(default_factory=list)  # on the present session
     session: ProducerSession | None = None
     floor: int = 0
     answered: list[int] = field(default_factory=list)  # results on their way, sequences in order
@@ -99,8 +100,7 @@ class Model:
     def tail(self) -> int:
         return self.log[-1].end if self.log else 0
 
-    def append(self, producer: int, sequence: int) -> Entry:
-        count = self.rng.randint(1, 2)
+    def append(self, producer: int, sequence: int, count: int) -> Entry:
         entry = Entry(self.tail, self.tail + count, producer, sequence)
         if producer:
             mine = [it.sequence for it in self.log if it.producer == producer]
@@ -122,7 +122,7 @@ class Model:
         assert self.table.is_known(found.session)
         client.session = found.session
         client.floor = self.committed
-        client.to_repeat = [it.sequence for it in client.outstanding]
+        client.to_repeat = list(client.outstanding)
         client.unresolved = False
 
     def search(self, session: ProducerSession, search: Search) -> bool:
@@ -148,11 +148,12 @@ class Model:
         if session is None:
             return
         if client.to_repeat:
-            sequence = client.to_repeat.pop(0)
+            sent = client.to_repeat.pop(0)
         else:
-            sequence = client.next_sequence
-            client.next_sequence += 1
-            client.outstanding.append(Sent(sequence, client.floor))
+            sent = Sent(client.next_sequence, client.floor, self.rng.randint(1, 2))
+            client.next_sequence += sent.count
+            client.outstanding.append(sent)
+        sequence = sent.sequence
         try:
             place = self.table.check(session, BatchProducer(client.producer, 0, sequence))
         except ProducerFenced:
@@ -163,7 +164,7 @@ class Model:
         mine = [it for it in self.log if (it.producer, it.sequence) == (client.producer, sequence)]
         if place is None:
             assert not mine, "taken for new, and it is in the log"
-            entry = self.append(client.producer, sequence)
+            entry = self.append(client.producer, sequence, sent.count)
             self.table.admitted(session, Offset(entry.first), Offset(entry.end), 0)
         else:
             assert [(it.first, it.end) for it in mine] == [(place.first, place.end)]
@@ -240,7 +241,7 @@ def run(model: Model, steps: int) -> None:
         if event in ("commit", "move"):
             getattr(model, event)()
         elif event == "others":
-            model.append(0, 0)
+            model.append(0, 0, model.rng.randint(1, 2))
         elif event == "lose":
             client.lose()
         else:

@@ -17,6 +17,7 @@ from sequencer.metrics import SequencerMetrics
 from sequencer.moves import KnownChain
 from sequencer.opening import Openings
 from sequencer.producers import IdleProducers, ProducerOpen, ProducerTable
+from sequencer.state import LogState
 from sharedlog.clock import SystemClock
 from sharedlog.errors import LogUnavailable
 from sharedlog.ids import Offset
@@ -53,6 +54,8 @@ class Node:
         self.history = SlowHistory()
         self.openings = Openings(
             history=self.history,
+            admission=None,  # type: ignore[arg-type]  # of named producers only
+            clock=CLOCK,
             config=SequencerConfig(searches_max=3, search_timeout_s=0.5),
             metrics=SequencerMetrics(CollectorRegistry()),
         )
@@ -63,7 +66,9 @@ class Node:
         """Its producers of old are forgotten: all above offset 100 must be searched."""
         core = SimpleNamespace(next_offset=next_offset, committed_tail=committed, loglet=name)
         table = ProducerTable(Offset(105), self._idle)
-        return ActiveLoglet(name, None, core, None, table)  # type: ignore[arg-type]  # not used
+        active = ActiveLoglet(name, None, core, None, table)  # type: ignore[arg-type]  # not used
+        active.on_state(LogState(expiry_s=1))
+        return active
 
     def open(self, active: ActiveLoglet) -> asyncio.Task[None]:
         """Open a session of a further producer, which has something unresolved."""
