@@ -71,6 +71,7 @@ from sharedlog.batch import (
     encode_headers,
     stamp_batch,
 )
+from sharedlog.codec import make_compressor
 from sharedlog.config import AppenderConfig
 from sharedlog.errors import (
     AppendIndefinite,
@@ -109,7 +110,10 @@ class Opening(NamedTuple):
 
 
 class AppendQueue:
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    Raises `CodecUnavailable` when it is made with a compression whose library is not installed.
+    """
 
     def __init__(
         self, config: AppenderConfig, *, producer_id: int, fencing_token: str | None = None
@@ -120,6 +124,7 @@ class AppendQueue:
         self._usual = (
             UNCONDITIONAL if fencing_token is None else Conditions(fencing_token=fencing_token)
         )
+        self._compressor = make_compressor(config.compression)
         self.batch_bytes = config.batch_bytes  # lowered to what the server takes
         self.in_flight_bytes_max = config.in_flight_bytes  # lowered likewise
         self.in_flight_batches_max = 0  # as the server says; 0 is no bound
@@ -221,7 +226,7 @@ class AppendQueue:
         Raises:
             EmptyBatch, BatchTooLarge: nothing changed.
         """
-        data = builder.encode()
+        data = builder.encode(compressor=self._compressor)
         self.cut()
         if self._usual is not UNCONDITIONAL and conditions.fencing_token is None:
             conditions = conditions._replace(fencing_token=self._usual.fencing_token)
@@ -343,8 +348,13 @@ class AppendQueue:
             if first_time and self.producer_id:
                 batch.data = stamp_batch(batch.data, self._producer_of(batch))
         else:
-            batch.data = batch.builder.encode(self._producer_of(batch))
+            compressor = self._compressor
+            batch.data = batch.builder.encode(self._producer_of(batch), compressor=compressor)
             batch.size = len(batch.data)
+            if compressor is not None:
+                # To compress again costs more than to keep what is small: the records are let go,
+                # and a repetition sends these very bytes.
+                batch.builder = BatchBuilder()
 
     def _producer_of(self, batch: AppendBatch) -> BatchProducer:
         if not self.producer_id:

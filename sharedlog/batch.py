@@ -9,7 +9,7 @@ A **batch** is encoded and checksummed once, by the client:
 The payload is columnar: all sizes, then all values, then all keys, then all record headers.
 Packing and unpacking are then a few calls into C for a whole batch rather than some for each
 record, which is what makes a Python client fast enough. Servers look at the fixed header and never
-into the payload.
+into the payload, which the client may have compressed as a whole (`codec.py`).
 
 A **placed batch** is what log servers store and readers get:
 
@@ -20,8 +20,7 @@ to every log server, to disk, to readers and to the archive. The placement has a
 own, which covers the batch's checksum too, so that two placed batches are equal when their
 placements are.
 
-Deliberately not here: compression (codec 0 is the only one so far) and what repetitions are
-taken for (`sequencer/producers.py`).
+Deliberately not here: what repetitions are taken for (`sequencer/producers.py`).
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from sharedlog.checksum import crc32c
+from sharedlog.codec import CODEC_NONE, Compressor, compress, decompress
 from sharedlog.errors import (
     BatchTooLarge,
     CorruptBatch,
@@ -68,7 +68,6 @@ HEADERS_BYTES: Final = PLACEMENT_BYTES + BATCH_HEADER_BYTES
 """The fixed part of a placed batch: all that tells where it lies and who made it."""
 
 _KIND_AT: Final = 7  # in a placement
-_CODEC_NONE: Final = 0
 _HAS_KEYS: Final = 1
 _HAS_HEADERS: Final = 2
 _RECORD_OVERHEAD_BYTES: Final = 4  # its size in the table of values
@@ -204,12 +203,17 @@ class BatchBuilder:
             size += 4 + len(encoded)
         return size
 
-    def encode(self, producer: BatchProducer = NO_PRODUCER) -> bytes:
-        """The batch's bytes, the same for the same producer. There must be at least one record.
+    def encode(
+        self, producer: BatchProducer = NO_PRODUCER, *, compressor: Compressor | None = None
+    ) -> bytes:
+        """The batch's bytes, the same for the same arguments. There must be at least one record.
+
+        Compressed if there is a compressor and that makes it smaller.
 
         Raises:
             EmptyBatch: there is no record.
-            BatchTooLarge: more than `BATCH_BYTES_MAX` bytes or `BATCH_RECORDS_MAX` records.
+            BatchTooLarge: more than `BATCH_BYTES_MAX` bytes, compressed or not, or
+            `BATCH_RECORDS_MAX` records.
         """
         values = self._values
         count = len(values)
@@ -227,30 +231,38 @@ class BatchBuilder:
             flags |= _HAS_HEADERS
             tables.append(sizes(*map(len, headers)))
             columns.extend(headers)
-        return _encode_batch(count, b"".join([bytes((flags,)), *tables, *columns]), producer)
+        payload = b"".join([bytes((flags,)), *tables, *columns])
+        _check_limits(BATCH_HEADER_BYTES + len(payload), count)
+        packed = None if compressor is None else compress(compressor, payload)
+        if compressor is None or packed is None:
+            return _encode_batch(count, CODEC_NONE, payload, producer)
+        return _encode_batch(count, compressor.codec, packed, producer)
 
 
-def _encode_batch(record_count: int, payload: bytes, producer: BatchProducer) -> bytes:
-    batch_bytes = BATCH_HEADER_BYTES + len(payload)
+def _check_limits(batch_bytes: int, record_count: int) -> None:
     if record_count == 0:
         raise EmptyBatch
     if batch_bytes > BATCH_BYTES_MAX:
         raise BatchTooLarge(size=batch_bytes, max_size=BATCH_BYTES_MAX, unit="bytes")
     if record_count > BATCH_RECORDS_MAX:
         raise BatchTooLarge(size=record_count, max_size=BATCH_RECORDS_MAX, unit="records")
-    fields = (_BATCH_MAGIC, _VERSION, _CODEC_NONE, BATCH_HEADER_BYTES, 0, batch_bytes, record_count)
-    header = _BATCH_HEADER.pack(0, *fields, *producer)
-    checksum = crc32c(payload, crc32c(header[4:]))
-    return b"".join((checksum.to_bytes(4, "little"), header[4:], payload))
+
+
+def _encode_batch(record_count: int, codec: int, payload: bytes, producer: BatchProducer) -> bytes:
+    batch_bytes = BATCH_HEADER_BYTES + len(payload)
+    fields = (_BATCH_MAGIC, _VERSION, codec, BATCH_HEADER_BYTES, 0, batch_bytes, record_count)
+    header = _BATCH_HEADER.pack(0, *fields, *producer)[4:]
+    checksum = crc32c(payload, crc32c(header))
+    return b"".join((checksum.to_bytes(4, "little"), header, payload))
 
 
 def stamp_batch(batch: bytes, producer: BatchProducer) -> bytes:
     """A batch that was encoded before its place in its producer's order was known, as its own."""
     fields = _BATCH_HEADER.unpack_from(batch)
     header = _BATCH_HEADER.pack(*fields[:-3], *producer)
-    payload = batch[BATCH_HEADER_BYTES:]
-    checksum = crc32c(payload, crc32c(header[4:]))
-    return b"".join((checksum.to_bytes(4, "little"), header[4:], payload))
+    rest = batch[BATCH_HEADER_BYTES:]
+    checksum = crc32c(rest, crc32c(header[4:]))
+    return b"".join((checksum.to_bytes(4, "little"), header[4:], rest))
 
 
 def encode_records(records: Iterable[tuple[bytes, bytes | None, Headers | None]]) -> bytes:
@@ -305,10 +317,7 @@ def check_batch(data: bytes) -> BatchHeader:
     header = parse_batch_header(data)
     if crc32c(data[4:]) != header.crc32c:
         raise CorruptBatch("the batch's checksum does not match its bytes")
-    if header.record_count == 0:
-        raise EmptyBatch
-    if header.record_count > BATCH_RECORDS_MAX:
-        raise BatchTooLarge(size=header.record_count, max_size=BATCH_RECORDS_MAX, unit="records")
+    _check_limits(header.batch_bytes, header.record_count)
     return header
 
 
@@ -379,6 +388,7 @@ def decode_placed(placed: bytes) -> list[Record]:
 
     Raises:
         CorruptBatch: a checksum does not match, or the payload is malformed.
+        CodecUnavailable: nothing is here that could decompress it.
     """
     return decode_checked(placed, check_placed(placed))
 
@@ -389,6 +399,7 @@ def decode_checked(placed: bytes, placement: Placement) -> list[Record]:
     Raises:
         CorruptBatch: the payload is malformed although its checksum matches: a faulty writer made
         it.
+        CodecUnavailable: nothing is here that could decompress it.
     """
     header = parse_batch_header(placed, PLACEMENT_BYTES)
     values, keys, headers = decode_payload(header, placed, PLACEMENT_BYTES)
@@ -403,12 +414,15 @@ def decode_payload(
     """Columns (values, keys, headers) of the batch at `at`; keys and headers may be endless.
 
     Raises:
-        CorruptBatch: an unknown codec, or sizes that do not add up.
+        CorruptBatch: sizes that do not add up, or what was compressed can't be decompressed.
+        CodecUnavailable: nothing is here that could decompress it.
     """
-    if header.codec != _CODEC_NONE:
-        raise CorruptBatch(f"unknown codec {header.codec}; this client is too old for the batch")
     count = header.record_count
     position = at + header.header_bytes
+    if header.codec != CODEC_NONE:
+        bytes_max = BATCH_BYTES_MAX - header.header_bytes
+        data = decompress(header.codec, data, position, bytes_max=bytes_max)
+        position = 0
     try:
         flags = data[position]
         tables = 1 + (flags & _HAS_KEYS) + ((flags & _HAS_HEADERS) >> 1)

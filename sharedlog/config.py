@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sharedlog.codec import COMPRESSIONS, Compression
 from sharedlog.errors import InvalidArgument
 from sharedlog.limits import BATCH_BYTES_MAX, BATCH_RECORDS_MAX, KIB, MIB
 
@@ -42,6 +43,11 @@ class AppenderConfig:
     idle_s: float = 30.0
     """A session that had nothing to send for so long is ended; the next batch opens another, which
     costs it one more round trip."""
+    compression: Compression = "none"
+    """What batches are compressed with: `none`, `zstd` (smallest) or `lz4` (quickest). Needs
+    `sharedlog[zstd]` or `sharedlog[lz4]` here and wherever the log is read. A batch that does not
+    get smaller goes as it is; the sizes above are those before compression, but for what is in
+    flight."""
 
     def __post_init__(self) -> None:
         _require("batch_bytes", self.batch_bytes, at_least=1, at_most=BATCH_BYTES_MAX)
@@ -52,6 +58,9 @@ class AppenderConfig:
         _require("buffer_bytes", self.buffer_bytes, at_least=1)
         _require("silence_s", self.silence_s, at_least=0.001)
         _require("idle_s", self.idle_s, at_least=0.001)
+        if self.compression not in COMPRESSIONS:
+            allowed = ", ".join(COMPRESSIONS)
+            raise InvalidArgument(f"compression is {self.compression!r}; it must be of {allowed}")
         if not self.timeout_s > self.linger_s:
             raise InvalidArgument("timeout_s must be longer than linger_s")
 

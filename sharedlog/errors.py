@@ -24,6 +24,7 @@
     ├── DeadlineExceeded           a call that changes nothing ran out of time
     ├── DataLoss                   every replica that should hold the records lost or damaged them
     ├── CorruptBatch               bytes that are no batch, or whose checksum does not match
+    ├── CodecUnavailable           a batch can't be compressed or decompressed here: install it
     ├── WrongStorage               the disk was swapped or wiped: not the store that was asked for
     ├── WrongCluster               the node belongs to another cluster
     ├── Superseded                 a newer process of the same node has started; this one must stop
@@ -281,6 +282,20 @@ class CorruptBatch(SharedLogError):
     """The bytes are no batch, or not those that were checksummed."""
 
     grpc_status = "DATA_LOSS"
+
+
+class CodecUnavailable(SharedLogError):
+    """What a batch is compressed with is not installed, or unknown to this version.
+
+    Nothing is wrong with the batch: with what the message names, the same call succeeds. `codec` is
+    its number in the batch's header.
+    """
+
+    grpc_status = "FAILED_PRECONDITION"
+
+    def __init__(self, message: str, *, codec: int) -> None:
+        super().__init__(message)
+        self.codec = codec
 
 
 class WrongStorage(SharedLogError):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from sharedlog.appender import Appender, check_record
 from sharedlog.batch import KIND_RECORDS, BatchBuilder, Headers, Record, decode_checked
+from sharedlog.codec import Compression
 from sharedlog.config import AppenderConfig, ReaderConfig
 from sharedlog.connection import Connection
 from sharedlog.control import check_fencing_token
@@ -163,6 +164,7 @@ class Log:
         in_flight_bytes: int | None = None,
         buffer_bytes: int | None = None,
         timeout_s: float | None = None,
+        compression: Compression | None = None,
         exactly_once: bool | None = None,
         producer: str | None = None,
         fencing_token: str | None = None,
@@ -178,6 +180,7 @@ class Log:
 
         Raises:
             InvalidArgument: a setting is out of range.
+            CodecUnavailable: the library for `compression` is not installed.
         """
         given = {
             "linger_s": linger_s,
@@ -186,6 +189,7 @@ class Log:
             "in_flight_bytes": in_flight_bytes,
             "buffer_bytes": buffer_bytes,
             "timeout_s": timeout_s,
+            "compression": compression,
             "exactly_once": exactly_once,
         }
         changes = {name: value for name, value in given.items() if value is not None}
@@ -228,6 +232,7 @@ class Log:
         Raises:
             OffsetOutOfRange: `start` is below 0 or beyond the tail. At the tail is well: there is
             nothing. DataLoss, Unreachable: records that are in the log can't be had.
+            CodecUnavailable: they were compressed, and the library for that is not installed.
             LogNotFound: there is no such log.
 
         **Cancellation:** ends the read. After leaving the loop early, `aclose` ends it at once.

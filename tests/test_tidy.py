@@ -37,6 +37,7 @@ PURE = {
     "sequencer/producers.py",
     "sequencer/watch.py",
     "sharedlog/batch.py",
+    "sharedlog/codec.py",
 }
 """Files that decide and do no I/O; every `core.py` is one."""
 

@@ -12,6 +12,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
+from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
 from sharedlog.benchmark.report import Recorder, Result, make_result
@@ -19,6 +21,7 @@ from sharedlog.benchmark.schedule import OpenLoop
 from sharedlog.benchmark.scrape import describe_batches, scrape_all
 from sharedlog.benchmark.target import Target
 from sharedlog.clock import Clock
+from sharedlog.codec import Compression
 from sharedlog.errors import SharedLogError
 from sharedlog.limits import MIB
 
@@ -30,6 +33,25 @@ Mode = Literal["closed", "open", "serial"]
 _CHUNK_BYTES = 16 * 1024  # records that are handed over, and timed, together in a closed loop
 _CHUNK_RECORDS_MAX = 256
 _DUE_MAX = 1_024  # records that are handed over at once in an open loop
+_JSON_LINES = 8_192  # different ones: no batch sees the same line twice
+_LEVELS = ("DEBUG", "INFO", "INFO", "INFO", "WARN")
+_WORDS = (
+    "orders",
+    "payment",
+    "cart",
+    "session",
+    "accepted",
+    "retry",
+    "timeout",
+    "connection",
+    "shipping",
+    "warehouse",
+    "customer",
+    "refused",
+    "invoice",
+    "checkout",
+    "stock",
+)
 _ERRORS_MAX = 1_000  # failed appends after which the run is given up
 
 
@@ -46,6 +68,8 @@ class AppendPlan:
     serial: bool = False
     in_flight_mib: float | None = None
     """Most that a session has sent and not yet seen acknowledged; None is the client's default."""
+    compression: Compression = "none"
+    """With another than this the records are lines of JSON, no two alike."""
 
     @property
     def mode(self) -> Mode:
@@ -62,17 +86,17 @@ async def run_append(target: Target, plan: AppendPlan, settings: dict[str, Any])
         SharedLogError: an append failed too often.
     """
     recorder = Recorder(plan.record_bytes)
-    value = make_value(plan.record_bytes)
+    values = make_values(plan)
     before = await scrape_all(target.http_addresses)
     async with asyncio.TaskGroup() as group:
         sampling = group.create_task(target.sampler.run(), name="bench-sampler")
         if plan.serial:
-            await _run_serial(target, plan, value, recorder)
+            await _run_serial(target, plan, values[0], recorder)
         else:
             async with asyncio.TaskGroup() as sessions:
                 for index in range(plan.sessions):
                     sessions.create_task(
-                        _run_session(target, plan, value, recorder), name=f"bench-session-{index}"
+                        _run_session(target, plan, values, recorder), name=f"bench-session-{index}"
                     )
         sampling.cancel()
     target.sampler.sample()
@@ -85,6 +109,29 @@ async def run_append(target: Target, plan: AppendPlan, settings: dict[str, Any])
 def make_value(record_bytes: int) -> bytes:
     """A record's value: every byte occurs, in no order that a codec could use."""
     return bytes((index * 197 + (index >> 8) * 31) & 0xFF for index in range(record_bytes))
+
+
+def make_values(plan: AppendPlan) -> list[bytes]:
+    """The values that are appended, in turn."""
+    if plan.compression == "none":
+        return [make_value(plan.record_bytes)]
+    return make_json_lines(plan.record_bytes, _JSON_LINES)
+
+
+def make_json_lines(record_bytes: int, count: int) -> list[bytes]:
+    """Lines such as a service logs: the same fields in each, numbers and words that differ."""
+    rng = Random(1)
+    lines = []
+    for index in range(count):
+        line = (
+            f'{{"ts":{1_700_000_000_000 + 13 * index},"level":"{rng.choice(_LEVELS)}",'
+            f'"service":"{rng.choice(_WORDS)}","user":"user-{rng.randrange(1_000_000)}",'
+            f'"request":"{rng.getrandbits(64):016x}","ms":{rng.expovariate(0.02):.3f},"text":"'
+        )
+        while len(line) < record_bytes - 2:
+            line += f"{rng.choice(_WORDS)} {rng.randrange(10_000)} "
+        lines.append(line[: max(1, record_bytes - 2)].encode() + b'"}' * (record_bytes > 2))
+    return lines
 
 
 async def _run_serial(target: Target, plan: AppendPlan, value: bytes, recorder: Recorder) -> None:
@@ -119,24 +166,28 @@ def _fail(recorder: Recorder, error: SharedLogError) -> None:
         raise error
 
 
-async def _run_session(target: Target, plan: AppendPlan, value: bytes, recorder: Recorder) -> None:
+async def _run_session(
+    target: Target, plan: AppendPlan, values: Sequence[bytes], recorder: Recorder
+) -> None:
     acks = AckWatcher(target.clock, recorder)
     in_flight = None if plan.in_flight_mib is None else max(1, int(plan.in_flight_mib * MIB))
     appending = target.log.appender(
         in_flight_bytes=in_flight,
         # Waiting to be sent is waiting, too.
         buffer_bytes=None if in_flight is None else max(1, in_flight // 4),
+        compression=plan.compression,
     )
     async with appending as appender, asyncio.TaskGroup() as group:
         group.create_task(acks.run(), name="bench-acks")
         if plan.rate is None:
             await _append_closed(
-                target, plan, value=value, recorder=recorder, appender=appender, acks=acks
+                target, plan, values=values, recorder=recorder, appender=appender, acks=acks
             )
         else:
             rate = plan.rate / plan.sessions
             open_loop = OpenRun(target, plan, rate, recorder)
-            await open_loop.run(appender, acks, lambda _, due: [value] * len(due))
+            turn = cycle(values)
+            await open_loop.run(appender, acks, lambda _, due: list(islice(turn, len(due))))
         acks.end()
 
 
@@ -144,19 +195,23 @@ async def _append_closed(
     target: Target,
     plan: AppendPlan,
     *,
-    value: bytes,
+    values: Sequence[bytes],
     recorder: Recorder,
     appender: Appender,
     acks: AckWatcher,
 ) -> None:
     clock = target.clock
-    chunk = [value] * max(1, min(_CHUNK_RECORDS_MAX, _CHUNK_BYTES // plan.record_bytes))
+    turn = cycle(values)
+    count = max(1, min(_CHUNK_RECORDS_MAX, _CHUNK_BYTES // plan.record_bytes))
+    chunk = list(islice(turn, count))
     begin_s = clock.monotonic_s() + plan.warm_up_s
     end_s = begin_s + plan.seconds
     while (now_s := clock.monotonic_s()) < end_s:
         if now_s >= begin_s:
             _begin(target, recorder, now_s)
         acks.watch(await appender.append_many(chunk), now_s)
+        if len(values) > 1:
+            chunk = list(islice(turn, count))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from sharedlog.cli.app import (
     pass_settings,
 )
 from sharedlog.cli.failures import CliFailure, SilentExit
+from sharedlog.codec import COMPRESSIONS, Compression
 
 if TYPE_CHECKING:
     from sharedlog.benchmark.report import Result
@@ -115,6 +116,13 @@ sharedlog bench append --dev 3 --record-bytes 100 --sessions 2 --plot append.png
     type=click.FloatRange(min=0.001),
     help="Most of a session on its way, in MiB.  [default: the client's, 16]",
 )
+@click.option(
+    "--compression",
+    type=click.Choice(COMPRESSIONS),
+    default="none",
+    show_default=True,
+    help="With zstd or lz4 the records are lines of JSON.",
+)
 @common_options
 @pass_settings
 def append(
@@ -128,6 +136,7 @@ def append(
     rate: float | None,
     serial: bool,
     in_flight_mib: float | None,
+    compression: Compression,
     **common: Any,
 ) -> None:
     """How fast records become durable.
@@ -137,8 +146,10 @@ def append(
     """
     from sharedlog.benchmark.append import AppendPlan, run_append
 
-    if serial and (rate is not None or sessions > 1):
-        raise click.UsageError("--serial is one append at a time: no --rate, no --sessions")
+    if serial and (rate is not None or sessions > 1 or compression != "none"):
+        raise click.UsageError(
+            "--serial is one append at a time: no --rate, no --sessions, no --compression"
+        )
     plan = AppendPlan(
         record_bytes=record_bytes,
         seconds=seconds,
@@ -147,12 +158,14 @@ def append(
         rate=rate,
         serial=serial,
         in_flight_mib=in_flight_mib,
+        compression=compression,
     )
     asked = {
         "seconds": seconds,
         "sessions": sessions,
         "rate": rate,
         "in_flight_mib": in_flight_mib,
+        "compression": compression,
     }
     _run(settings, CommonOptions(**common), asked, lambda at, said: run_append(at, plan, said))
 

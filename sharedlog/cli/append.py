@@ -26,6 +26,7 @@ from sharedlog.cli.output import human_bytes, note, plural, print_json
 from sharedlog.cli.records import RecordIn, RecordParser
 from sharedlog.cli.session import with_cluster
 from sharedlog.cli.sources import chunks, size_of
+from sharedlog.codec import COMPRESSIONS, Compression
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -51,6 +52,7 @@ class _Request:
     match_offset: int | None
     fencing_token: str | None
     producer: str | None
+    compression: Compression | None
 
 
 @click.command(
@@ -60,7 +62,7 @@ sharedlog append orders < lines.txt             a record for each line
 echo hello | sharedlog append orders --key greeting
 sharedlog append photos --format raw *.jpg      a record for each file
 sharedlog read orders --format json | sharedlog append copy --format ndjson
-tail -F /var/log/syslog | sharedlog append syslog
+tail -F /var/log/syslog | sharedlog append syslog --compression zstd
 sharedlog append orders --producer import-7 file.txt    run it again: it goes on where it stopped
 sharedlog append account --match-offset 42 < event      only if nobody has appended since
 """,
@@ -83,6 +85,11 @@ sharedlog append account --match-offset 42 < event      only if nobody has appen
     help="With ndjson, the field that holds the key.  [default: key]",
 )
 @click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="Of each record.")
+@click.option(
+    "--compression",
+    type=click.Choice(COMPRESSIONS),
+    help="Compress batches: zstd is smallest, lz4 quickest.  [default: none]",
+)
 @click.option("--offsets", is_flag=True, help="Print each record's offset, a line for each.")
 @click.option(
     "--match-offset",
@@ -108,6 +115,7 @@ def append(
     key: str | None,
     key_field: str | None,
     headers: tuple[str, ...],
+    compression: Compression | None,
     offsets: bool,
     match_offset: int | None,
     fencing_token: str | None,
@@ -136,6 +144,7 @@ def append(
         match_offset=match_offset,
         fencing_token=fencing_token,
         producer=producer,
+        compression=compression,
     )
     run = _Run(request, settings)
     if not files and sys.stdin.isatty():
@@ -189,7 +198,11 @@ class _Run:
             raise errors.DeadlineExceeded(f"{error}; appended 0 records") from error
         self._progress = _ProgressBar(self._request.files) if self._request.progress else None
         request = self._request
-        appender = log.appender(producer=request.producer, fencing_token=request.fencing_token)
+        appender = log.appender(
+            producer=request.producer,
+            fencing_token=request.fencing_token,
+            compression=request.compression,
+        )
         try:
             if request.producer is not None:
                 await appender.open()
