@@ -16,6 +16,11 @@ sealed it and knows what it is for. From an open one nobody gets what is not com
 What comes from the tail cache was verified when it arrived; what comes from disk is verified here,
 whole, even if only the headers are sent.
 
+**For one key** batches that can't have it, by the digest in their headers, are left out after all
+that: they are committed, and were verified as those that are sent. The answer says which ranges
+they take, so that the reader can see that nothing is missing. Damage is told as ever, whatever the
+digest of a damaged batch may say.
+
 An unknown loglet is one that was not opened yet: the reader waits for it, or for its end.
 """
 
@@ -35,7 +40,14 @@ from loglet.messages import StoreResponse
 from loglet.metrics import LogServerMetrics
 from loglet.store import LogletState, LogStore
 from loglet.wire import DAMAGED, HOLE, TRIMMED, Gap, ReadQuery, read_answer, read_query
-from sharedlog.batch import HEADERS_BYTES, Placement, check_placed, is_control
+from sharedlog.batch import (
+    HEADERS_BYTES,
+    Placement,
+    check_placed,
+    has_records,
+    may_have_key,
+    parse_placement,
+)
 from sharedlog.errors import CorruptBatch, InvalidArgument, Overloaded, ProtocolError
 from sharedlog.ids import LogletId, Offset
 from sharedlog.rpc.transport import ServerStream
@@ -152,14 +164,17 @@ class ReadService:
         """Handler of ReadLoglet. **Cancellation:** ends the stream.
 
         Raises:
-            WrongStorage, Overloaded, InvalidArgument. ProtocolError: for a repair, and the loglet
-            is not sealed here; or the segment's end is not the one that was told here.
+            WrongStorage, Overloaded, InvalidArgument: e.g. a repair for one key.
+            ProtocolError: for a repair, and the loglet is not sealed here; or the segment's end is
+            not the one that was told here.
         """
         request = await stream.receive()
         if request is None:
             return
         query = read_query(request)
         self._core.check_storage(query.storage_id)
+        if query.for_repair and query.key_hash is not None:
+            raise InvalidArgument("a repair needs every batch, not those of one key")
         if self._open_reads >= self._config.open_reads_max:
             raise Overloaded(
                 f"{self._open_reads} read streams are open at this log server; it takes no more",
@@ -189,9 +204,10 @@ class ReadService:
                     if gap is not None
                     else await self._next(query.loglet, position, limits)
                 )
+                batches, skipped = _sift(batches, query)
                 if query.headers_only:
                     batches = [_headers_of(placed) for placed in batches]
-                await stream.send(read_answer(limits.known, batches, gap))
+                await stream.send(read_answer(limits.known, batches, gap, skipped=skipped))
                 if gap is not None:
                     return
                 told = True
@@ -278,8 +294,32 @@ class ReadService:
 
 
 def _headers_of(placed: bytes) -> bytes:
-    """The fixed part of a batch; a control batch is small, and wanted whole."""
-    return placed if is_control(placed) else placed[:HEADERS_BYTES]
+    """The fixed part of a batch of records; a control batch is small, and wanted whole."""
+    return placed[:HEADERS_BYTES] if has_records(placed) else placed
+
+
+def _sift(
+    batches: list[bytes], query: ReadQuery
+) -> tuple[list[bytes], list[tuple[Offset, Offset]]]:
+    """The sound batches that are to be sent, and the ranges of the others, adjoining ones joined.
+
+    A batch is left out only if its digest rules out the key that is asked for.
+    """
+    key_hash = query.key_hash
+    if key_hash is None:
+        return batches, []
+    sent: list[bytes] = []
+    skipped: list[tuple[Offset, Offset]] = []
+    for placed in batches:
+        if may_have_key(placed, key_hash) or (query.include_control and not has_records(placed)):
+            sent.append(placed)
+            continue
+        placement = parse_placement(placed)
+        if skipped and skipped[-1][1] == placement.first:
+            skipped[-1] = (skipped[-1][0], placement.end)
+        else:
+            skipped.append((placement.first, placement.end))
+    return sent, skipped
 
 
 def _trimmed(state: LogletState | None, position: Offset, limit: Offset) -> Gap | None:

@@ -296,6 +296,8 @@ class ReadQuery(NamedTuple):
     no_wait: bool
     for_repair: bool
     headers_only: bool
+    key_hash: int | None  # batches that can't have a key of this hash may be left out
+    include_control: bool  # but not those that are no batches of records
 
 
 class Gap(NamedTuple):
@@ -322,6 +324,8 @@ def read_query(wire: log_server_pb2.ReadLogletRequest) -> ReadQuery:
         wire.no_wait,
         wire.for_repair,
         wire.headers_only,
+        wire.key_digest if wire.HasField("key_digest") else None,
+        wire.include_control,
     )
 
 
@@ -330,11 +334,14 @@ def read_answer(
     batches: Sequence[bytes] = (),
     gap: Gap | None = None,
     told_end: Offset | None = None,
+    skipped: Iterable[tuple[Offset, Offset]] = (),
 ) -> log_server_pb2.ReadLogletResponse:
     """One message of a read stream."""
     wire = log_server_pb2.ReadLogletResponse(
         batches=batches, committed_tail=committed_tail, told_end=told_end
     )
+    for first, end in skipped:
+        wire.skipped.add(first=first, end=end)
     if gap is not None:
         wire.gap.reason, wire.gap.first, wire.gap.end = gap
     return wire

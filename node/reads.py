@@ -1,7 +1,11 @@
 """Reads at the front door: any node reads a log from its log servers for whoever asks.
 
 Smart clients read from the log servers themselves; these calls serve everyone else, through one
-address. Offsets are dense, so a limit is an end: `start + limit`.
+address. Offsets are dense, so a limit is an end: `start + limit`; with a key it counts the records
+that have it.
+
+For one key the log servers leave out what can't have it. `Read` passes on which ranges those are;
+`ReadRecords` sends what has the key and says how far that goes.
 
 A read "to the tail" asks for the tail first, which waits while the log gets another sequencer. If
 nobody can tell it after that, the read fails, and may be tried again: one that ended well at some
@@ -14,10 +18,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from random import Random
-from typing import Final, NamedTuple, cast
+from typing import Final, NamedTuple
 
 from metadata.core import check_log_name
 from metadata.view import ClusterView
@@ -25,7 +29,7 @@ from node.freshness import fresh_log
 from node.limits import Places
 from node.tails import Tails
 from node.wire import describe_log, record_to_proto
-from sharedlog.batch import decode_placed, is_control
+from sharedlog.batch import Record, decode_placed, has_records
 from sharedlog.clock import Clock
 from sharedlog.errors import (
     DeadlineExceeded,
@@ -37,6 +41,7 @@ from sharedlog.errors import (
 )
 from sharedlog.ids import Offset
 from sharedlog.limits import MIB
+from sharedlog.read_progress import ReadChunk
 from sharedlog.reader import LogReader
 from sharedlog.rpc.transport import ServerStream, Transport
 from sharedlog.v1 import log_pb2, types_pb2
@@ -59,6 +64,8 @@ class _Range(NamedTuple):
     start: Offset
     end: Offset | None
     committed: Offset
+    key: bytes | None  # only records that have it
+    limit: int | None  # of those records; None with a limit that is an end already
 
 
 class Reads:
@@ -89,12 +96,17 @@ class Reads:
     async def read(self, stream: ServerStream[log_pb2.ReadResponse, log_pb2.ReadRequest]) -> None:
         """Send placed batches as they are stored; the reader clips."""
         async with self._opened(stream) as (reader, wanted):
-            chunks = reader.read(wanted.start, wanted.end, committed=wanted.committed)
-            async with _closing(chunks):
+            chunks = _read(reader, wanted)
+            async with aclosing(chunks):
                 async for chunk in chunks:
                     await stream.send(
                         log_pb2.ReadResponse(
-                            batches=chunk.batches, committed_tail=chunk.committed_tail
+                            batches=chunk.batches,
+                            committed_tail=chunk.committed_tail,
+                            skipped=[
+                                types_pb2.SkippedRange(first=first, end=end)
+                                for first, end in chunk.skipped
+                            ],
                         )
                     )
 
@@ -103,19 +115,25 @@ class Reads:
     ) -> None:
         """Send records, decoded, from the first that was asked for to the last."""
         async with self._opened(stream) as (reader, wanted):
-            chunks = reader.read(wanted.start, wanted.end, committed=wanted.committed)
-            async with _closing(chunks):
+            left, position = wanted.limit, wanted.start
+            chunks = _read(reader, wanted)
+            async with aclosing(chunks):
                 async for chunk in chunks:
                     tail = chunk.committed_tail
-                    if not chunk.batches:
-                        await stream.send(log_pb2.ReadRecordsResponse(committed_tail=tail))
+                    position, sent = max(position, _end_of(chunk)), False
                     for placed in chunk.batches:
-                        if is_control(placed):
-                            continue
-                        for records in _messages(placed, wanted):
-                            await stream.send(
-                                log_pb2.ReadRecordsResponse(records=records, committed_tail=tail)
-                            )
+                        records = _wanted_records(placed, wanted)[:left]
+                        left = None if left is None else left - len(records)
+                        for message in _messages(records):
+                            message.committed_tail = tail
+                            await stream.send(message)
+                            sent = True
+                        if left == 0:
+                            return
+                    if not sent:
+                        await stream.send(
+                            log_pb2.ReadRecordsResponse(committed_tail=tail, next_offset=position)
+                        )
 
     @asynccontextmanager
     async def _opened(
@@ -170,7 +188,8 @@ class Reads:
         end = Offset(request.end) if request.HasField("end") else None
         if end is not None and end < start:
             raise InvalidArgument(f"the read ends at {end}, before it starts at {start}")
-        if request.limit:
+        key = request.key if request.HasField("key") else None
+        if request.limit and key is None:
             limited = Offset(start + request.limit)
             end = limited if end is None else min(end, limited)
         try:
@@ -186,27 +205,45 @@ class Reads:
                 raise OffsetOutOfRange(offset=start, tail=tail)
         if not request.follow:
             end = tail if end is None else min(end, tail)
-        return _Range(start, end, tail)
+        counted = request.limit if request.limit and key is not None else None
+        return _Range(start, end, tail, key, counted)
 
 
-def _closing(chunks: AsyncIterator[object]) -> aclosing[AsyncGenerator[object, None]]:
-    """Leaving the loop ends the reader's stream at once."""
-    return aclosing(cast("AsyncGenerator[object, None]", chunks))
+def _read(reader: LogReader, wanted: _Range) -> AsyncGenerator[ReadChunk, None]:
+    return reader.read(wanted.start, wanted.end, committed=wanted.committed, key=wanted.key)
 
 
-def _messages(placed: bytes, wanted: _Range) -> Iterator[list[types_pb2.Record]]:
-    """The batch's records that lie in the range, in lists of about `_RECORDS_MESSAGE_BYTES`."""
-    message: list[types_pb2.Record] = []
+def _end_of(chunk: ReadChunk) -> Offset:
+    """Where it ends; 0 if nothing came."""
+    batches_end = chunk.placements[-1].end if chunk.placements else Offset(0)
+    return max(batches_end, chunk.skipped[-1][1]) if chunk.skipped else batches_end
+
+
+def _wanted_records(placed: bytes, wanted: _Range) -> list[Record]:
+    """The batch's records that lie in the range, and have the key if one is asked for."""
+    if not has_records(placed):
+        return []
+    return [
+        record
+        for record in decode_placed(placed)
+        if record.offset >= wanted.start
+        and (wanted.end is None or record.offset < wanted.end)
+        and (wanted.key is None or record.key == wanted.key)
+    ]
+
+
+def _messages(records: Iterable[Record]) -> Iterator[log_pb2.ReadRecordsResponse]:
+    """The records in messages of about `_RECORDS_MESSAGE_BYTES`; each says where it ends."""
+    message = log_pb2.ReadRecordsResponse()
     size = 0
-    for record in decode_placed(placed):
-        if record.offset < wanted.start or (wanted.end is not None and record.offset >= wanted.end):
-            continue
+    for record in records:
         found = record_to_proto(record)
         bytes_more = found.ByteSize()
-        if message and size + bytes_more > _RECORDS_MESSAGE_BYTES:
+        if message.records and size + bytes_more > _RECORDS_MESSAGE_BYTES:
             yield message
-            message, size = [], 0
-        message.append(found)
+            message, size = log_pb2.ReadRecordsResponse(), 0
+        message.records.append(found)
+        message.next_offset = record.offset + 1
         size += bytes_more
-    if message:
+    if message.records:
         yield message

@@ -85,6 +85,7 @@ from sharedlog.errors import (
     Unrepairable,
 )
 from sharedlog.ids import Offset
+from sharedlog.key_digest import DIGEST_KEY_BYTES
 from sharedlog.limits import BATCH_BYTES_MAX
 from sharedlog.pending import (
     NO_BOUND,
@@ -97,6 +98,7 @@ from sharedlog.pending import (
 
 _RECORD_BYTES = 4  # a record's entry in the table of sizes
 _EXTRAS_BYTES = 8  # its entries in the tables of keys and headers
+_DIGEST_BYTES = 2 * DIGEST_KEY_BYTES  # what its key adds to the digest of keys
 _UNSEEN_MAX = 1_000  # failures that nobody has looked at; beyond it the later ones are let go
 
 
@@ -172,6 +174,7 @@ class AppendQueue:
         if key is not None or headers:
             # The first key of a batch adds a table with an entry for each record before it, too.
             size += len(key or b"") + _EXTRAS_BYTES * (count + 1)
+            size += 0 if key is None else _DIGEST_BYTES
             size += len(encode_headers(headers)) if headers else 0
         else:
             size += _EXTRAS_BYTES

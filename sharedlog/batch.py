@@ -4,11 +4,14 @@
 
 A **batch** is encoded and checksummed once, by the client:
 
-    batch header (40 bytes, little-endian) | payload
+    batch header (40 bytes, little-endian) | extension | payload
+
+The extension tells which keys the batch can't have (`key_digest.py`), so that servers can leave it
+out for who wants one of them.
 
 The payload is columnar: all sizes, then all values, then all keys, then all record headers.
 Packing and unpacking are then a few calls into C for a whole batch rather than some for each
-record, which is what makes a Python client fast enough. Servers look at the fixed header and never
+record, which is what makes a Python client fast enough. Servers look at the header and never
 into the payload, which the client may have compressed as a whole (`codec.py`).
 
 A **placed batch** is what log servers store and readers get:
@@ -41,6 +44,7 @@ from sharedlog.errors import (
     RecordTooLarge,
 )
 from sharedlog.ids import LogId, LogletId, Offset
+from sharedlog.key_digest import DIGEST_KEY_BYTES, NO_KEYS, make_extension, may_match
 from sharedlog.limits import (
     BATCH_BYTES_MAX,
     BATCH_RECORDS_MAX,
@@ -67,7 +71,10 @@ PLACEMENT_BYTES: Final = _PLACEMENT.size
 HEADERS_BYTES: Final = PLACEMENT_BYTES + BATCH_HEADER_BYTES
 """The fixed part of a placed batch: all that tells where it lies and who made it."""
 
-_KIND_AT: Final = 7  # in a placement
+_KIND_AT: Final = 7  # in the placement; 0: records
+_HEADER_BYTES: Final = struct.Struct("<H")
+_HEADER_BYTES_AT: Final = PLACEMENT_BYTES + 8  # in a placed batch
+
 _HAS_KEYS: Final = 1
 _HAS_HEADERS: Final = 2
 _RECORD_OVERHEAD_BYTES: Final = 4  # its size in the table of values
@@ -158,7 +165,7 @@ class BatchBuilder:
         self._values: list[bytes] = []
         self._keys: list[bytes | None] | None = None  # None until the first record that has a key
         self._headers: list[bytes] | None = None  # encoded; None until the first that has headers
-        self.encoded_bytes = BATCH_HEADER_BYTES + 1
+        self.encoded_bytes = BATCH_HEADER_BYTES + len(NO_KEYS) + 1
 
     def __len__(self) -> int:
         return len(self._values)
@@ -191,10 +198,10 @@ class BatchBuilder:
         size = 0
         if self._keys is None and key is not None:
             self._keys = [None] * index
-            size += 4 * index
+            size += 4 * index + DIGEST_KEY_BYTES
         if self._keys is not None:
             self._keys.append(key)
-            size += 4 + (len(key) if key is not None else 0)
+            size += 4 + (len(key) + DIGEST_KEY_BYTES if key is not None else 0)
         if self._headers is None and encoded:
             self._headers = [b""] * index
             size += 4 * index
@@ -232,11 +239,12 @@ class BatchBuilder:
             tables.append(sizes(*map(len, headers)))
             columns.extend(headers)
         payload = b"".join([bytes((flags,)), *tables, *columns])
-        _check_limits(BATCH_HEADER_BYTES + len(payload), count)
+        extension = NO_KEYS if keys is None else make_extension(keys)
+        _check_limits(BATCH_HEADER_BYTES + len(extension) + len(payload), count)
         packed = None if compressor is None else compress(compressor, payload)
         if compressor is None or packed is None:
-            return _encode_batch(count, CODEC_NONE, payload, producer)
-        return _encode_batch(count, compressor.codec, packed, producer)
+            return _encode_batch(count, CODEC_NONE, extension, payload, producer)
+        return _encode_batch(count, compressor.codec, extension, packed, producer)
 
 
 def _check_limits(batch_bytes: int, record_count: int) -> None:
@@ -248,10 +256,13 @@ def _check_limits(batch_bytes: int, record_count: int) -> None:
         raise BatchTooLarge(size=record_count, max_size=BATCH_RECORDS_MAX, unit="records")
 
 
-def _encode_batch(record_count: int, codec: int, payload: bytes, producer: BatchProducer) -> bytes:
-    batch_bytes = BATCH_HEADER_BYTES + len(payload)
-    fields = (_BATCH_MAGIC, _VERSION, codec, BATCH_HEADER_BYTES, 0, batch_bytes, record_count)
-    header = _BATCH_HEADER.pack(0, *fields, *producer)[4:]
+def _encode_batch(
+    record_count: int, codec: int, extension: bytes, payload: bytes, producer: BatchProducer
+) -> bytes:
+    header_bytes = BATCH_HEADER_BYTES + len(extension)
+    batch_bytes = header_bytes + len(payload)
+    fields = (_BATCH_MAGIC, _VERSION, codec, header_bytes, 0, batch_bytes, record_count)
+    header = _BATCH_HEADER.pack(0, *fields, *producer)[4:] + extension
     checksum = crc32c(payload, crc32c(header))
     return b"".join((checksum.to_bytes(4, "little"), header, payload))
 
@@ -260,7 +271,7 @@ def stamp_batch(batch: bytes, producer: BatchProducer) -> bytes:
     """A batch that was encoded before its place in its producer's order was known, as its own."""
     fields = _BATCH_HEADER.unpack_from(batch)
     header = _BATCH_HEADER.pack(*fields[:-3], *producer)
-    rest = batch[BATCH_HEADER_BYTES:]
+    rest = batch[BATCH_HEADER_BYTES:]  # extension and payload, as they are
     checksum = crc32c(rest, crc32c(header[4:]))
     return b"".join((checksum.to_bytes(4, "little"), header[4:], rest))
 
@@ -321,6 +332,20 @@ def check_batch(data: bytes) -> BatchHeader:
     return header
 
 
+def may_have_key(placed: bytes, key_hash: int) -> bool:
+    """Whether a placed batch that `check_placed` has passed can have a key of this `hash_key`.
+
+    Never False if it has. True if nothing is known.
+    """
+    (header_bytes,) = _HEADER_BYTES.unpack_from(placed, _HEADER_BYTES_AT)
+    return may_match(placed[HEADERS_BYTES : PLACEMENT_BYTES + header_bytes], key_hash)
+
+
+def has_records(placed: bytes) -> bool:
+    """Whether a placed batch is one of records, by the kind in its placement."""
+    return placed[_KIND_AT] == KIND_RECORDS
+
+
 def place_batch(placement: Placement, batch: bytes) -> bytes:
     """The placed batch: what every log server stores."""
     loglet = placement.loglet
@@ -361,11 +386,6 @@ def parse_placement(placed: bytes) -> Placement:
     return Placement(
         loglet, first, count, timestamp, committed, batch_crc, kind, state_from, state_until
     )
-
-
-def is_control(placed: bytes) -> bool:
-    """Whether a placed batch is a control batch, by its placement alone, unchecked."""
-    return placed[_KIND_AT] == KIND_CONTROL
 
 
 def check_placed(placed: bytes) -> Placement:

@@ -218,12 +218,16 @@ class Log:
         *,
         follow: bool = False,
         limit: int | None = None,
+        key: bytes | None = None,
         on_stale: Callable[[str], None] | None = None,
     ) -> AsyncGenerator[Record, None]:
         """Records from `start` (inclusive) to `end` (exclusive), in order, without gaps.
 
         Ends at the tail as it is when the read starts, unless `follow`: then it goes on for ever,
         or up to `end`, with each record as soon as it is committed. `limit` ends it after so many.
+
+        With a `key` only its records come, and `limit` counts those. The log servers leave out
+        batches that can't have it; it costs least where keys are few in a batch.
 
         If the log's sequencer is gone nobody can tell the tail; the read then ends at the highest
         tail that a log server knows, which may leave out the last records. `on_stale` is told so,
@@ -237,7 +241,9 @@ class Log:
 
         **Cancellation:** ends the read. After leaving the loop early, `aclose` ends it at once.
         """
-        batches = self.read_batches(start, end, follow=follow, limit=limit, on_stale=on_stale)
+        batches = self.read_batches(
+            start, end, follow=follow, limit=limit, key=key, on_stale=on_stale
+        )
         async with contextlib.aclosing(batches):
             async for records in batches:
                 for record in records:
@@ -250,6 +256,7 @@ class Log:
         *,
         follow: bool = False,
         limit: int | None = None,
+        key: bytes | None = None,
         on_stale: Callable[[str], None] | None = None,
     ) -> AsyncGenerator[list[Record], None]:
         """`read`, with the records of each batch as one list: faster, since it works per batch."""
@@ -257,7 +264,7 @@ class Log:
             raise InvalidArgument("limit is below 0")
         tail = await self._tail_for_read(start, on_stale, follow=follow)
         bounds = [] if end is None else [end]
-        if limit is not None:
+        if limit is not None and (key is None or limit == 0):
             bounds.append(start + limit)  # offsets are dense
         if not follow:
             bounds.append(tail)
@@ -265,7 +272,8 @@ class Log:
         if until is not None and until <= start:
             return
         last = None if until is None else Offset(until)
-        chunks = self._reader().read(Offset(start), last, committed=tail)
+        left = limit  # of the key's records
+        chunks = self._reader().read(Offset(start), last, committed=tail, key=key)
         async with contextlib.aclosing(chunks):
             async for chunk in chunks:
                 for placed, placement in zip(chunk.batches, chunk.placements, strict=True):
@@ -276,8 +284,13 @@ class Log:
                         low = max(0, start - placement.first)
                         high = None if until is None else max(0, until - placement.first)
                         records = records[low:high]
+                    if key is not None:
+                        records = [record for record in records if record.key == key][:left]
+                        left = None if left is None else left - len(records)
                     if records:
                         yield records
+                    if left == 0 and key is not None:
+                        return
 
     def _reader(self) -> LogReader | PlainReader:
         connection = self._connection

@@ -16,6 +16,7 @@ from sharedlog.config import ReaderConfig
 from sharedlog.connection import Connection
 from sharedlog.errors import CorruptBatch, SharedLogError, Unreachable
 from sharedlog.ids import Offset
+from sharedlog.key_digest import check_key
 from sharedlog.read_progress import START, ReadChunk, check_batches
 from sharedlog.rpc.methods import READ
 from sharedlog.v1 import log_pb2
@@ -34,7 +35,12 @@ class PlainReader:
         self._config = config
 
     async def read(
-        self, start: Offset, end: Offset | None = None, *, committed: Offset = START
+        self,
+        start: Offset,
+        end: Offset | None = None,
+        *,
+        committed: Offset = START,
+        key: bytes | None = None,
     ) -> AsyncGenerator[ReadChunk, None]:
         """See `LogReader.read`. Also raises what the node answers, e.g. `OffsetOutOfRange`."""
         connection, clock = self._connection, self._connection.clock
@@ -47,9 +53,7 @@ class PlainReader:
             stream = connection.transport.stream(address, READ)
             failure: SharedLogError
             try:
-                request = log_pb2.ReadRequest(
-                    log=self._name, start=position, end=end, follow=end is None or end > floor
-                )
+                request = self._request(position, end, follow=end is None or end > floor, key=key)
                 async with asyncio.timeout(self._config.silence_s):
                     await stream.send(request)
                     await stream.end()
@@ -58,18 +62,22 @@ class PlainReader:
                         message = await stream.receive()
                     if message is None:
                         raise Unreachable(f"{address} ended the read at {position}")
-                    good, placements, corrupt = check_batches(
-                        check_placed, message.batches, position, None
+                    found = check_batches(
+                        check_placed,
+                        message.batches,
+                        position,
+                        None,
+                        skipped=() if key is None else message.skipped,
                     )
-                    if placements:
-                        position = placements[-1].end
+                    if found.end > position:
+                        position = found.end
                         corrupt_in_row = 0
                         backoff.reset()
                     since_s = clock.monotonic_s()
                     floor = max(floor, Offset(message.committed_tail), position)
-                    yield ReadChunk(good, placements, floor)
-                    if corrupt is not None:
-                        raise corrupt
+                    yield ReadChunk(found.batches, found.placements, floor, found.skipped)
+                    if found.wrong is not None:
+                        raise found.wrong
                     if end is not None and position >= end:
                         return
             except TimeoutError:
@@ -89,3 +97,10 @@ class PlainReader:
             log.debug("reader.node_failed", extra=fields)
             connection.avoid(address)
             await clock.sleep(backoff.next_s())
+
+    def _request(
+        self, position: Offset, end: Offset | None, *, follow: bool, key: bytes | None
+    ) -> log_pb2.ReadRequest:
+        if key is not None:
+            check_key(key)
+        return log_pb2.ReadRequest(log=self._name, start=position, end=end, follow=follow, key=key)

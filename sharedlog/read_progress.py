@@ -5,7 +5,8 @@ Rules of this file: no I/O, no clock, no `async`. See `reader.py` for how the pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, Literal, NamedTuple
@@ -21,12 +22,25 @@ Verify = Callable[[bytes], Placement]
 BadKind = Literal["hole", "damaged", "trimmed", "corrupt"]
 
 
-class ReadChunk(NamedTuple):
-    """What one message brought. No batches: a heartbeat."""
+Range = tuple[Offset, Offset]
+"""Offsets [first, end)."""
 
-    batches: Sequence[bytes]  # placed batches, each continuing the one before; not clipped
+
+class ReadChunk(NamedTuple):
+    """What one message brought. Neither batches nor `skipped`: a heartbeat."""
+
+    batches: Sequence[bytes]  # placed batches, in order, not clipped; each continues the one before
     placements: Sequence[Placement]  # of the batches, one each
     committed_tail: Offset  # the highest known to the reader, exclusive
+    # In a read for one key: ranges without it, in order. With them, the batches leave no gap.
+    skipped: Sequence[Range] = ()
+
+
+class Filter(NamedTuple):
+    """What a read for one key asks for."""
+
+    key_hash: int  # batches that can't have a key of this hash may be left out
+    include_control: bool  # but not those that are no batches of records
 
 
 class Bad(NamedTuple):
@@ -87,41 +101,65 @@ def live_replicas(
     return found
 
 
+class Checked(NamedTuple):
+    """What one message brought that can be relied on: it covers all from a position to `end`."""
+
+    batches: list[bytes]
+    placements: list[Placement]  # of the batches
+    skipped: list[Range]
+    end: Offset  # of all that; the position, if nothing came
+    wrong: CorruptBatch | None  # what is wrong with the first thing that is
+
+
 def check_batches(
     verify: Verify,
     batches: Sequence[bytes],
     position: Offset,
     wanted: LogletId | None,
     segment_end: int | None = None,
-) -> tuple[list[bytes], list[Placement], CorruptBatch | None]:
-    """The batches up to the first that is wrong, their placements, and what is wrong with it.
+    *,
+    skipped: Iterable[types_pb2.SkippedRange] = (),
+) -> Checked:
+    """What a message has, up to the first batch or skipped range that is wrong.
 
-    They must be whole, of the `wanted` loglet if that is known, end at or below `segment_end` if
-    that is known, and go on at `position` without a gap; the first may begin below it.
+    The batches must be whole, and of the `wanted` loglet if that is known. Batches and `skipped`
+    together must go on at `position` without a gap, the first of them may begin below it, and end
+    at or below `segment_end` if that is known.
     """
     good: list[bytes] = []
     placements: list[Placement] = []
-    for placed in batches:
-        try:
-            placement = verify(placed)
-        except CorruptBatch as error:
-            return good, placements, error
-        first, end = placement.first, placement.end
-        if wanted is not None and placement.loglet != wanted:
-            wrong = CorruptBatch(f"a batch of {placement.loglet} came for {wanted}")
-            return good, placements, wrong
-        if not (first == position if placements else first <= position < end):
-            wrong = CorruptBatch(f"[{first}, {end}) does not go on at {position}")
-            return good, placements, wrong
+    passed: list[Range] = []
+    at = position
+    ranges = deque((Offset(it.first), Offset(it.end)) for it in skipped)
+
+    def go_on(loglet: LogletId | None, first: Offset, end: Offset) -> None:
+        """Raises if what takes [first, end) can't come here."""
+        nonlocal at
+        if loglet != wanted is not None:
+            raise CorruptBatch(f"a batch of {loglet} came for {wanted}")
+        if not (first == at < end if placements or passed else first <= at < end):
+            raise CorruptBatch(f"[{first}, {end}) does not go on at {at}")
         if segment_end is not None and end > segment_end:
-            wrong = CorruptBatch(
+            raise CorruptBatch(
                 f"[{first}, {end}) is not in the log: a segment ends at {segment_end}"
             )
-            return good, placements, wrong
-        good.append(placed)
-        placements.append(placement)
-        position = end
-    return good, placements, None
+        at = end
+
+    try:
+        for placed in batches:
+            placement = verify(placed)
+            while ranges and ranges[0][0] < placement.first:
+                go_on(wanted, *ranges[0])
+                passed.append(ranges.popleft())
+            go_on(placement.loglet, placement.first, placement.end)
+            good.append(placed)
+            placements.append(placement)
+        for skip in ranges:
+            go_on(wanted, *skip)
+            passed.append(skip)
+    except CorruptBatch as error:
+        return Checked(good, placements, passed, at, error)
+    return Checked(good, placements, passed, at, None)
 
 
 def read_request(
@@ -129,6 +167,7 @@ def read_request(
     description: types_pb2.LogDescription,
     segment: types_pb2.Segment,
     replica: Replica,
+    only: Filter | None = None,
 ) -> log_server_pb2.ReadLogletRequest:
     """What to ask a replica for: from `position` on, for ever if nothing ends it."""
     closed = segment.HasField("end")
@@ -144,6 +183,9 @@ def read_request(
         request.end = until
     if closed:
         request.segment_end = segment.end
+    if only is not None:
+        request.key_digest = only.key_hash
+        request.include_control = only.include_control
     return request
 
 

@@ -28,6 +28,9 @@ not to get it is a fault, and after `timeout_s` without progress an error: `Data
 replica said for itself that it can't serve it, `Unreachable` otherwise. At or above it, waiting is
 what a follower does.
 
+For one key the log servers leave out batches that can't have it, and say which ranges those take.
+The reader goes on behind them as behind a batch: every offset is in the one or in the other.
+
 A range whose loss an operator has accepted is a `DataLoss` at once, whatever some replica still has
 of it: all readers see the same gap, and can go on at its end.
 
@@ -45,7 +48,7 @@ from random import Random
 from typing import Final, Protocol
 
 from sharedlog.backoff import Backoff
-from sharedlog.batch import Placement, check_placed
+from sharedlog.batch import check_placed
 from sharedlog.clock import Clock
 from sharedlog.config import ReaderConfig
 from sharedlog.errors import (
@@ -57,11 +60,13 @@ from sharedlog.errors import (
     WrongStorage,
 )
 from sharedlog.ids import LogId, LogletId, Offset
+from sharedlog.key_digest import hash_key
 from sharedlog.read_progress import (
     START,
     Aside,
     Bad,
     BadKind,
+    Filter,
     Progress,
     ReadChunk,
     Replica,
@@ -140,14 +145,25 @@ class LogReader:
         self._verify = verify
 
     async def read(
-        self, start: Offset, end: Offset | None = None, *, committed: Offset = START
+        self,
+        start: Offset,
+        end: Offset | None = None,
+        *,
+        committed: Offset = START,
+        key: bytes | None = None,
+        include_control: bool = False,
     ) -> AsyncGenerator[ReadChunk, None]:
         """Batches that cover [start, end), in order; without `end` it follows the log for ever.
 
         The first batch may begin below `start`, the last may reach beyond `end`. `committed` is a
         tail that the caller knows to be committed; below it, what can't be read is an error rather
-        than something to wait for. Use `contextlib.aclosing`, so that leaving the loop ends the
-        stream.
+        than something to wait for.
+
+        With a `key` batches that can't have it may be missing; their offsets are in the `skipped`
+        of the chunks. Batches that come may lack it, too. `include_control`: those that are no
+        batches of records come all the same.
+
+        Use `contextlib.aclosing`, so that leaving the loop ends the stream.
 
         Raises:
             DataLoss: no replica has a committed batch any more, by each one's own word, or the loss
@@ -155,7 +171,9 @@ class LogReader:
             Unreachable: for `timeout_s` no replica served what is known to be committed.
             OffsetOutOfRange: `start` lies below what is kept of the log.
             LogNotFound: the log is gone.
+            InvalidArgument: the key is not bytes.
         """
+        only = None if key is None else Filter(hash_key(key), include_control)
         at = Progress(start, end, Offset(max(committed, 0)), self._clock.monotonic_s())
         while at.end is None or at.position < at.end:
             segment = await self._find(at)
@@ -171,7 +189,7 @@ class LogReader:
                 continue
             stream = self._transport.stream(replica.address, READ_LOGLET)
             try:
-                chunks = self._read_stream(at, stream, at.description, segment, replica)
+                chunks = self._read_stream(at, stream, at.description, segment, replica, only=only)
                 async with contextlib.aclosing(chunks):
                     async for chunk in chunks:
                         yield chunk
@@ -328,12 +346,14 @@ class LogReader:
         description: types_pb2.LogDescription,
         segment: types_pb2.Segment,
         replica: Replica,
+        *,
+        only: Filter | None,
     ) -> AsyncGenerator[ReadChunk, None]:
         """What one replica sends, until its end, a gap, or another replica would serve better.
 
         Raises what the replica raised, TimeoutError if it was silent, `_Behind` if it is behind.
         """
-        request = read_request(at, description, segment, replica)
+        request = read_request(at, description, segment, replica, only)
         wanted = LogletId(LogId(description.log_id), segment.index)
         segment_end = segment.end if segment.HasField("end") else None
         limit_s = min(self._config.silence_s, _FIRST_ANSWER_S * (1 << min(at.slow_starts, 8)))
@@ -350,12 +370,17 @@ class LogReader:
             limit_s = self._config.silence_s
             at.slow_starts = 0
             had = at.position
-            good, placements, corrupt = check_batches(
-                self._verify, message.batches, at.position, wanted, segment_end
+            found = check_batches(
+                self._verify,
+                message.batches,
+                at.position,
+                wanted,
+                segment_end,
+                skipped=() if only is None else message.skipped,
             )
-            self._advance(at, replica, placements, Offset(message.committed_tail))
-            yield ReadChunk(good, placements, at.floor)
-            if self._ends(at, replica, segment, message, corrupt):
+            self._advance(at, replica, found.end, Offset(message.committed_tail))
+            yield ReadChunk(found.batches, found.placements, at.floor, found.skipped)
+            if self._ends(at, replica, segment, message, found.wrong):
                 return
             now_s = self._clock.monotonic_s()
             if at.position > had:
@@ -389,17 +414,16 @@ class LogReader:
             return False
         return True
 
-    def _advance(
-        self, at: Progress, replica: Replica, placements: list[Placement], tail: Offset
-    ) -> None:
-        if placements:
-            assert placements[-1].end > at.position
-            at.position = placements[-1].end
+    def _advance(self, at: Progress, replica: Replica, end: Offset, tail: Offset) -> None:
+        assert end >= at.position
+        moved = end > at.position
+        if moved:
+            at.position = end
             at.missing_rounds = 0
             at.rounds = None
             at.preferred = replica.storage_id
             at.aside.pop(replica.storage_id, None)
-        if placements or at.position >= at.floor:
+        if moved or at.position >= at.floor:
             at.since_s = self._clock.monotonic_s()
         at.floor = max(at.floor, tail, at.position)
 

@@ -38,6 +38,7 @@ PURE = {
     "sequencer/watch.py",
     "sharedlog/batch.py",
     "sharedlog/codec.py",
+    "sharedlog/key_digest.py",
 }
 """Files that decide and do no I/O; every `core.py` is one."""
 

@@ -76,6 +76,13 @@ def _look(settings: Settings, kind: str | None, show: str, verbose: bool) -> _Lo
     return _Look(chosen, wanted)
 
 
+_key_option = click.option("--key", metavar="TEXT", help="Only records with this key.")
+
+
+def _to_bytes(key: str | None) -> bytes | None:
+    return None if key is None else key.encode("utf-8", "surrogateescape")
+
+
 @click.command(
     cls=ExamplesCommand,
     examples="""
@@ -83,6 +90,7 @@ sharedlog read orders                           all of it, as it is now
 sharedlog read orders --from 100 --limit 10 -v
 sharedlog read orders --from 100 --to 200 --format json | jq -r .value
 sharedlog read orders --follow --show offset,key
+sharedlog read orders --key customer-7
 """,
 )
 @click.argument("log")
@@ -103,6 +111,7 @@ sharedlog read orders --follow --show offset,key
     help="Ends before this offset.  [default: the tail when the read starts; none with --follow]",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many records.")
+@_key_option
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is appended, until Ctrl-C.")
 @_look_options
 @cluster_options
@@ -114,6 +123,7 @@ def read(
     start: int,
     end: int | None,
     limit: int | None,
+    key: str | None,
     follow: bool,
     kind: str | None,
     show: str,
@@ -126,8 +136,15 @@ def read(
 
     async def work(cluster: Cluster) -> None:
         found = cluster.log(log)
-        next_offset = await _print(found, look, start=start, end=end, follow=follow, limit=limit)
-        if end is not None and next_offset < min(end, start + limit if limit else end):
+        next_offset = await _print(
+            found, look, start=start, end=end, follow=follow, limit=limit, key=_to_bytes(key)
+        )
+        # Where the last record of a key lies says nothing of the tail.
+        if (
+            end is not None
+            and key is None
+            and next_offset < min(end, start + limit if limit else end)
+        ):
             note(f"note: --to {end} lies beyond the tail {next_offset}; --follow waits for more")
 
     with_cluster(settings, work)
@@ -140,6 +157,7 @@ sharedlog tail orders                           the last ten records
 sharedlog tail orders -n 100 -v
 sharedlog tail orders -f                        and what comes, until Ctrl-C
 sharedlog tail orders -n 0 -f --json            only what comes
+sharedlog tail orders -n 1000 --key customer-7  of the last thousand records those with this key
 """,
 )
 @click.argument("log")
@@ -152,6 +170,7 @@ sharedlog tail orders -n 0 -f --json            only what comes
     metavar="N",
     help="So many of the last records.",
 )
+@_key_option
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is appended, until Ctrl-C.")
 @_look_options
 @cluster_options
@@ -161,6 +180,7 @@ def tail(
     *,
     log: str,
     count: int,
+    key: str | None,
     follow: bool,
     kind: str | None,
     show: str,
@@ -174,7 +194,9 @@ def tail(
         tail_offset = await _find_tail(found)
         start = max(0, tail_offset - count)
         end = None if follow else tail_offset
-        await _print(found, look, start=start, end=end, follow=follow, limit=None)
+        await _print(
+            found, look, start=start, end=end, follow=follow, limit=None, key=_to_bytes(key)
+        )
 
     with_cluster(settings, work)
 
@@ -188,7 +210,14 @@ async def _find_tail(log: Log) -> int:
 
 
 async def _print(
-    log: Log, look: _Look, *, start: int, end: int | None, follow: bool, limit: int | None
+    log: Log,
+    look: _Look,
+    *,
+    start: int,
+    end: int | None,
+    follow: bool,
+    limit: int | None,
+    key: bytes | None,
 ) -> int:
     """Print records as they come, a batch at a time; returns the offset after the last."""
     from contextlib import aclosing
@@ -198,7 +227,12 @@ async def _print(
     at_once = follow or sys.stdout.isatty()
     next_offset = start
     batches = log.read_batches(
-        start, end, follow=follow, limit=limit, on_stale=lambda text: note(f"warning: {text}")
+        start,
+        end,
+        follow=follow,
+        limit=limit,
+        key=key,
+        on_stale=lambda text: note(f"warning: {text}"),
     )
     async with aclosing(batches):
         async for records in batches:

@@ -532,6 +532,7 @@ class ReadRequest(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
     log: _builtins.str
     """The log's name."""
     start: _builtins.int
@@ -541,7 +542,11 @@ class ReadRequest(_message.Message):
     follow: _builtins.bool
     """Goes on after the tail: each batch is sent as soon as it is committed."""
     limit: _builtins.int
-    """Ends after so many records; 0 is no limit. Honoured by ReadRecords; Read may send more, up to a batch's end."""
+    """Ends after so many records; 0 is no limit. Honoured by ReadRecords; Read may send more, up to a batch's end,
+    and does not count at all with a `key`.
+    """
+    key: _builtins.bytes
+    """Only records with this key. ReadRecords sends no others; Read leaves out batches that can't have any."""
     def __init__(
         self,
         *,
@@ -550,14 +555,20 @@ class ReadRequest(_message.Message):
         end: _builtins.int | None = ...,
         follow: _builtins.bool = ...,
         limit: _builtins.int = ...,
+        key: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "end", b"end"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_key", b"_key", "end", b"end", "key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "end", b"end", "follow", b"follow", "limit", b"limit", "log", b"log", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_key", b"_key", "end", b"end", "follow", b"follow", "key", b"key", "limit", b"limit", "log", b"log", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
     _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015
+    _WhichOneofReturnType__key: _TypeAlias = _typing.Literal["key"]  # noqa: Y015
+    _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__end) -> _WhichOneofReturnType__end | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__key) -> _WhichOneofReturnType__key | None: ...
 
 Global___ReadRequest: _TypeAlias = ReadRequest  # noqa: Y015
 
@@ -567,12 +578,19 @@ class ReadResponse(_message.Message):
 
     BATCHES_FIELD_NUMBER: _builtins.int
     COMMITTED_TAIL_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
     committed_tail: _builtins.int
-    """The committed tail that the server knows. A message without batches is a heartbeat."""
+    """The committed tail that the server knows. A message with nothing else is a heartbeat."""
     @_builtins.property
     def batches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Placed batches (docs/batch-format.md), in order, without gaps. The first may begin below `start`,
-        the last may reach beyond `end`: the reader clips.
+        """Placed batches (docs/batch-format.md), in order, without gaps but for `skipped`. The first may begin
+        below `start`, the last may reach beyond `end`: the reader clips.
+        """
+
+    @_builtins.property
+    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.SkippedRange]:
+        """Only with a `key`: what was left out, in order. Together with `batches` it covers all from where the
+        message before it ended.
         """
 
     def __init__(
@@ -580,10 +598,11 @@ class ReadResponse(_message.Message):
         *,
         batches: _abc.Iterable[_builtins.bytes] | None = ...,
         committed_tail: _builtins.int = ...,
+        skipped: _abc.Iterable[_types_pb2.SkippedRange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "committed_tail", b"committed_tail"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "committed_tail", b"committed_tail", "skipped", b"skipped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -595,21 +614,25 @@ class ReadRecordsResponse(_message.Message):
 
     RECORDS_FIELD_NUMBER: _builtins.int
     COMMITTED_TAIL_FIELD_NUMBER: _builtins.int
+    NEXT_OFFSET_FIELD_NUMBER: _builtins.int
     committed_tail: _builtins.int
     """As in ReadResponse; a message without records is a heartbeat."""
+    next_offset: _builtins.int
+    """All that was asked for below this offset has been sent: a read that broke off goes on here."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Record]:
-        """In order, without gaps, clipped to the request; each with its offset."""
+        """In order, without gaps unless a `key` was asked for, clipped to the request; each with its offset."""
 
     def __init__(
         self,
         *,
         records: _abc.Iterable[_types_pb2.Record] | None = ...,
         committed_tail: _builtins.int = ...,
+        next_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_tail", b"committed_tail", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_tail", b"committed_tail", "next_offset", b"next_offset", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

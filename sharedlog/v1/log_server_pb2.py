@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sharedlog.v1 import types_pb2 as sharedlog_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsharedlog/v1/log_server.proto\x12\x0csharedlog.v1\x1a\x18sharedlog/v1/types.proto\"\xeb\x01\n\x0cStoreRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12,\n\tsequencer\x18\x02 \x01(\x0b\x32\x19.sharedlog.v1.SequencerId\x12\'\n\x05opens\x18\x03 \x03(\x0b\x32\x18.sharedlog.v1.OpenLoglet\x12\x0f\n\x07\x62\x61tches\x18\x04 \x03(\x0c\x12.\n\tcommitted\x18\x05 \x03(\x0b\x32\x1b.sharedlog.v1.CommittedTail\x12/\n\x08\x63onfirms\x18\x06 \x03(\x0b\x32\x1d.sharedlog.v1.ConfirmUnsealed\"B\n\nOpenLoglet\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\x04\"E\n\rCommittedTail\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0c\n\x04tail\x18\x02 \x01(\x04\"H\n\x0f\x43onfirmUnsealed\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05round\x18\x02 \x01(\x04\"\x8e\x01\n\rStoreResponse\x12$\n\x06stored\x18\x01 \x03(\x0b\x32\x14.sharedlog.v1.Stored\x12+\n\x07refused\x18\x02 \x03(\x0b\x32\x1a.sharedlog.v1.StoreRefused\x12*\n\tconfirmed\x18\x03 \x03(\x0b\x32\x17.sharedlog.v1.Confirmed\"]\n\x06Stored\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x04\x12\x0f\n\x07watched\x18\x04 \x01(\x08\"i\n\x0cStoreRefused\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.sharedlog.v1.Error\"R\n\tConfirmed\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0e\n\x06sealed\x18\x03 \x01(\x08\"\xdd\x01\n\x11ReadLogletRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12&\n\x06loglet\x18\x02 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05start\x18\x03 \x01(\x04\x12\x10\n\x03\x65nd\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x0bsegment_end\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12\x0f\n\x07no_wait\x18\x06 \x01(\x08\x12\x12\n\nfor_repair\x18\x07 \x01(\x08\x12\x14\n\x0cheaders_only\x18\x08 \x01(\x08\x42\x06\n\x04_endB\x0e\n\x0c_segment_end\"\x85\x01\n\x12ReadLogletResponse\x12\x0f\n\x07\x62\x61tches\x18\x01 \x03(\x0c\x12\x16\n\x0e\x63ommitted_tail\x18\x02 \x01(\x04\x12\"\n\x03gap\x18\x03 \x01(\x0b\x32\x15.sharedlog.v1.ReadGap\x12\x15\n\x08told_end\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x0b\n\t_told_end\"\xae\x01\n\x07ReadGap\x12,\n\x06reason\x18\x01 \x01(\x0e\x32\x1c.sharedlog.v1.ReadGap.Reason\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x04\"Y\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x0f\n\x0bREASON_HOLE\x10\x01\x12\x12\n\x0eREASON_DAMAGED\x10\x02\x12\x12\n\x0eREASON_TRIMMED\x10\x03\"l\n\x0bSealRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12&\n\x06loglet\x18\x02 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\x04\x12\x13\n\x0bskip_damage\x18\x04 \x01(\x08\"\x81\x01\n\x0cSealResponse\x12\x12\n\nlocal_tail\x18\x01 \x01(\x04\x12\x16\n\x0e\x63ommitted_tail\x18\x02 \x01(\x04\x12\x19\n\x11last_timestamp_ms\x18\x03 \x01(\x04\x12*\n\x07\x64\x61maged\x18\x04 \x03(\x0b\x32\x19.sharedlog.v1.OffsetRange\")\n\x0bOffsetRange\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x04\"t\n\rRepairRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12&\n\x06loglet\x18\x02 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x16\n\x0e\x63ommitted_tail\x18\x03 \x01(\x04\x12\x0f\n\x07\x62\x61tches\x18\x04 \x03(\x0c\"\x10\n\x0eRepairResponse\"M\n\x0fTellEndsRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12&\n\x04\x65nds\x18\x02 \x03(\x0b\x32\x18.sharedlog.v1.SegmentEnd\"A\n\nSegmentEnd\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x04\"\x12\n\x10TellEndsResponse\"\x84\x01\n\rDigestRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12&\n\x06loglet\x18\x02 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05start\x18\x03 \x01(\x04\x12\x10\n\x03\x65nd\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06verify\x18\x05 \x01(\x08\x42\x06\n\x04_end\"\xdd\x01\n\x0e\x44igestResponse\x12\'\n\x04held\x18\x01 \x03(\x0b\x32\x19.sharedlog.v1.OffsetRange\x12*\n\x07\x64\x61maged\x18\x02 \x03(\x0b\x32\x19.sharedlog.v1.OffsetRange\x12\x14\n\x0c\x62\x61tch_firsts\x18\x03 \x03(\x04\x12\x17\n\x0f\x62\x61tch_checksums\x18\x04 \x03(\x07\x12\x0c\n\x04next\x18\x05 \x01(\x04\x12*\n\x06status\x18\x06 \x01(\x0b\x32\x1a.sharedlog.v1.LogletStatus\x12\r\n\x05\x62ytes\x18\x07 \x01(\x04\"Q\n\x12ListLogletsRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12\'\n\x07loglets\x18\x02 \x03(\x0b\x32\x16.sharedlog.v1.LogletId\"B\n\x13ListLogletsResponse\x12+\n\x07loglets\x18\x01 \x03(\x0b\x32\x1a.sharedlog.v1.LogletStatus\"\xe7\x01\n\x0cLogletStatus\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\x04\x12\x13\n\x0blocal_start\x18\x03 \x01(\x04\x12\x12\n\nlocal_tail\x18\x04 \x01(\x04\x12\x16\n\x0e\x63ommitted_tail\x18\x05 \x01(\x04\x12\x0e\n\x06sealed\x18\x06 \x01(\x08\x12,\n\topened_by\x18\x07 \x01(\x0b\x32\x19.sharedlog.v1.SequencerId\x12\x15\n\x08told_end\x18\x08 \x01(\x04H\x00\x88\x01\x01\x42\x0b\n\t_told_end\"_\n\x19RaiseCommittedTailRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12.\n\tcommitted\x18\x02 \x03(\x0b\x32\x1b.sharedlog.v1.CommittedTail\"\x1c\n\x1aRaiseCommittedTailResponse2\xfc\x04\n\x10LogServerService\x12\x44\n\x05Store\x12\x1a.sharedlog.v1.StoreRequest\x1a\x1b.sharedlog.v1.StoreResponse(\x01\x30\x01\x12Q\n\nReadLoglet\x12\x1f.sharedlog.v1.ReadLogletRequest\x1a .sharedlog.v1.ReadLogletResponse0\x01\x12=\n\x04Seal\x12\x19.sharedlog.v1.SealRequest\x1a\x1a.sharedlog.v1.SealResponse\x12R\n\x0bListLoglets\x12 .sharedlog.v1.ListLogletsRequest\x1a!.sharedlog.v1.ListLogletsResponse\x12g\n\x12RaiseCommittedTail\x12\'.sharedlog.v1.RaiseCommittedTailRequest\x1a(.sharedlog.v1.RaiseCommittedTailResponse\x12\x43\n\x06Repair\x12\x1b.sharedlog.v1.RepairRequest\x1a\x1c.sharedlog.v1.RepairResponse\x12I\n\x08TellEnds\x12\x1d.sharedlog.v1.TellEndsRequest\x1a\x1e.sharedlog.v1.TellEndsResponse\x12\x43\n\x06\x44igest\x12\x1b.sharedlog.v1.DigestRequest\x1a\x1c.sharedlog.v1.DigestResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsharedlog/v1/log_server.proto\x12\x0csharedlog.v1\x1a\x18sharedlog/v1/types.proto\"\xeb\x01\n\x0cStoreRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12,\n\tsequencer\x18\x02 \x01(\x0b\x32\x19.sharedlog.v1.SequencerId\x12\'\n\x05opens\x18\x03 \x03(\x0b\x32\x18.sharedlog.v1.OpenLoglet\x12\x0f\n\x07\x62\x61tches\x18\x04 \x03(\x0c\x12.\n\tcommitted\x18\x05 \x03(\x0b\x32\x1b.sharedlog.v1.CommittedTail\x12/\n\x08\x63onfirms\x18\x06 \x03(\x0b\x32\x1d.sharedlog.v1.ConfirmUnsealed\"B\n\nOpenLoglet\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\x04\"E\n\rCommittedTail\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0c\n\x04tail\x18\x02 \x01(\x04\"H\n\x0f\x43onfirmUnsealed\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05round\x18\x02 \x01(\x04\"\x8e\x01\n\rStoreResponse\x12$\n\x06stored\x18\x01 \x03(\x0b\x32\x14.sharedlog.v1.Stored\x12+\n\x07refused\x18\x02 \x03(\x0b\x32\x1a.sharedlog.v1.StoreRefused\x12*\n\tconfirmed\x18\x03 \x03(\x0b\x32\x17.sharedlog.v1.Confirmed\"]\n\x06Stored\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x04\x12\x0f\n\x07watched\x18\x04 \x01(\x08\"i\n\x0cStoreRefused\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.sharedlog.v1.Error\"R\n\tConfirmed\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0e\n\x06sealed\x18\x03 \x01(\x08\"\x9e\x02\n\x11ReadLogletRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12&\n\x06loglet\x18\x02 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05start\x18\x03 \x01(\x04\x12\x10\n\x03\x65nd\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x18\n\x0bsegment_end\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12\x0f\n\x07no_wait\x18\x06 \x01(\x08\x12\x12\n\nfor_repair\x18\x07 \x01(\x08\x12\x14\n\x0cheaders_only\x18\x08 \x01(\x08\x12\x17\n\nkey_digest\x18\t \x01(\x07H\x02\x88\x01\x01\x12\x17\n\x0finclude_control\x18\n \x01(\x08\x42\x06\n\x04_endB\x0e\n\x0c_segment_endB\r\n\x0b_key_digest\"\xb2\x01\n\x12ReadLogletResponse\x12\x0f\n\x07\x62\x61tches\x18\x01 \x03(\x0c\x12\x16\n\x0e\x63ommitted_tail\x18\x02 \x01(\x04\x12\"\n\x03gap\x18\x03 \x01(\x0b\x32\x15.sharedlog.v1.ReadGap\x12\x15\n\x08told_end\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12+\n\x07skipped\x18\x05 \x03(\x0b\x32\x1a.sharedlog.v1.SkippedRangeB\x0b\n\t_told_end\"\xae\x01\n\x07ReadGap\x12,\n\x06reason\x18\x01 \x01(\x0e\x32\x1c.sharedlog.v1.ReadGap.Reason\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x04\"Y\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x0f\n\x0bREASON_HOLE\x10\x01\x12\x12\n\x0eREASON_DAMAGED\x10\x02\x12\x12\n\x0eREASON_TRIMMED\x10\x03\"l\n\x0bSealRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12&\n\x06loglet\x18\x02 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\x04\x12\x13\n\x0bskip_damage\x18\x04 \x01(\x08\"\x81\x01\n\x0cSealResponse\x12\x12\n\nlocal_tail\x18\x01 \x01(\x04\x12\x16\n\x0e\x63ommitted_tail\x18\x02 \x01(\x04\x12\x19\n\x11last_timestamp_ms\x18\x03 \x01(\x04\x12*\n\x07\x64\x61maged\x18\x04 \x03(\x0b\x32\x19.sharedlog.v1.OffsetRange\")\n\x0bOffsetRange\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x04\"t\n\rRepairRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12&\n\x06loglet\x18\x02 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x16\n\x0e\x63ommitted_tail\x18\x03 \x01(\x04\x12\x0f\n\x07\x62\x61tches\x18\x04 \x03(\x0c\"\x10\n\x0eRepairResponse\"M\n\x0fTellEndsRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12&\n\x04\x65nds\x18\x02 \x03(\x0b\x32\x18.sharedlog.v1.SegmentEnd\"A\n\nSegmentEnd\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0b\n\x03\x65nd\x18\x02 \x01(\x04\"\x12\n\x10TellEndsResponse\"\x84\x01\n\rDigestRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12&\n\x06loglet\x18\x02 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\r\n\x05start\x18\x03 \x01(\x04\x12\x10\n\x03\x65nd\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06verify\x18\x05 \x01(\x08\x42\x06\n\x04_end\"\xdd\x01\n\x0e\x44igestResponse\x12\'\n\x04held\x18\x01 \x03(\x0b\x32\x19.sharedlog.v1.OffsetRange\x12*\n\x07\x64\x61maged\x18\x02 \x03(\x0b\x32\x19.sharedlog.v1.OffsetRange\x12\x14\n\x0c\x62\x61tch_firsts\x18\x03 \x03(\x04\x12\x17\n\x0f\x62\x61tch_checksums\x18\x04 \x03(\x07\x12\x0c\n\x04next\x18\x05 \x01(\x04\x12*\n\x06status\x18\x06 \x01(\x0b\x32\x1a.sharedlog.v1.LogletStatus\x12\r\n\x05\x62ytes\x18\x07 \x01(\x04\"Q\n\x12ListLogletsRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12\'\n\x07loglets\x18\x02 \x03(\x0b\x32\x16.sharedlog.v1.LogletId\"B\n\x13ListLogletsResponse\x12+\n\x07loglets\x18\x01 \x03(\x0b\x32\x1a.sharedlog.v1.LogletStatus\"\xe7\x01\n\x0cLogletStatus\x12&\n\x06loglet\x18\x01 \x01(\x0b\x32\x16.sharedlog.v1.LogletId\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\x04\x12\x13\n\x0blocal_start\x18\x03 \x01(\x04\x12\x12\n\nlocal_tail\x18\x04 \x01(\x04\x12\x16\n\x0e\x63ommitted_tail\x18\x05 \x01(\x04\x12\x0e\n\x06sealed\x18\x06 \x01(\x08\x12,\n\topened_by\x18\x07 \x01(\x0b\x32\x19.sharedlog.v1.SequencerId\x12\x15\n\x08told_end\x18\x08 \x01(\x04H\x00\x88\x01\x01\x42\x0b\n\t_told_end\"_\n\x19RaiseCommittedTailRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12.\n\tcommitted\x18\x02 \x03(\x0b\x32\x1b.sharedlog.v1.CommittedTail\"\x1c\n\x1aRaiseCommittedTailResponse2\xfc\x04\n\x10LogServerService\x12\x44\n\x05Store\x12\x1a.sharedlog.v1.StoreRequest\x1a\x1b.sharedlog.v1.StoreResponse(\x01\x30\x01\x12Q\n\nReadLoglet\x12\x1f.sharedlog.v1.ReadLogletRequest\x1a .sharedlog.v1.ReadLogletResponse0\x01\x12=\n\x04Seal\x12\x19.sharedlog.v1.SealRequest\x1a\x1a.sharedlog.v1.SealResponse\x12R\n\x0bListLoglets\x12 .sharedlog.v1.ListLogletsRequest\x1a!.sharedlog.v1.ListLogletsResponse\x12g\n\x12RaiseCommittedTail\x12\'.sharedlog.v1.RaiseCommittedTailRequest\x1a(.sharedlog.v1.RaiseCommittedTailResponse\x12\x43\n\x06Repair\x12\x1b.sharedlog.v1.RepairRequest\x1a\x1c.sharedlog.v1.RepairResponse\x12I\n\x08TellEnds\x12\x1d.sharedlog.v1.TellEndsRequest\x1a\x1e.sharedlog.v1.TellEndsResponse\x12\x43\n\x06\x44igest\x12\x1b.sharedlog.v1.DigestRequest\x1a\x1c.sharedlog.v1.DigestResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,43 +49,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONFIRMED']._serialized_start=871
   _globals['_CONFIRMED']._serialized_end=953
   _globals['_READLOGLETREQUEST']._serialized_start=956
-  _globals['_READLOGLETREQUEST']._serialized_end=1177
-  _globals['_READLOGLETRESPONSE']._serialized_start=1180
-  _globals['_READLOGLETRESPONSE']._serialized_end=1313
-  _globals['_READGAP']._serialized_start=1316
-  _globals['_READGAP']._serialized_end=1490
-  _globals['_READGAP_REASON']._serialized_start=1401
-  _globals['_READGAP_REASON']._serialized_end=1490
-  _globals['_SEALREQUEST']._serialized_start=1492
-  _globals['_SEALREQUEST']._serialized_end=1600
-  _globals['_SEALRESPONSE']._serialized_start=1603
-  _globals['_SEALRESPONSE']._serialized_end=1732
-  _globals['_OFFSETRANGE']._serialized_start=1734
-  _globals['_OFFSETRANGE']._serialized_end=1775
-  _globals['_REPAIRREQUEST']._serialized_start=1777
-  _globals['_REPAIRREQUEST']._serialized_end=1893
-  _globals['_REPAIRRESPONSE']._serialized_start=1895
-  _globals['_REPAIRRESPONSE']._serialized_end=1911
-  _globals['_TELLENDSREQUEST']._serialized_start=1913
-  _globals['_TELLENDSREQUEST']._serialized_end=1990
-  _globals['_SEGMENTEND']._serialized_start=1992
-  _globals['_SEGMENTEND']._serialized_end=2057
-  _globals['_TELLENDSRESPONSE']._serialized_start=2059
-  _globals['_TELLENDSRESPONSE']._serialized_end=2077
-  _globals['_DIGESTREQUEST']._serialized_start=2080
-  _globals['_DIGESTREQUEST']._serialized_end=2212
-  _globals['_DIGESTRESPONSE']._serialized_start=2215
-  _globals['_DIGESTRESPONSE']._serialized_end=2436
-  _globals['_LISTLOGLETSREQUEST']._serialized_start=2438
-  _globals['_LISTLOGLETSREQUEST']._serialized_end=2519
-  _globals['_LISTLOGLETSRESPONSE']._serialized_start=2521
-  _globals['_LISTLOGLETSRESPONSE']._serialized_end=2587
-  _globals['_LOGLETSTATUS']._serialized_start=2590
-  _globals['_LOGLETSTATUS']._serialized_end=2821
-  _globals['_RAISECOMMITTEDTAILREQUEST']._serialized_start=2823
-  _globals['_RAISECOMMITTEDTAILREQUEST']._serialized_end=2918
-  _globals['_RAISECOMMITTEDTAILRESPONSE']._serialized_start=2920
-  _globals['_RAISECOMMITTEDTAILRESPONSE']._serialized_end=2948
-  _globals['_LOGSERVERSERVICE']._serialized_start=2951
-  _globals['_LOGSERVERSERVICE']._serialized_end=3587
+  _globals['_READLOGLETREQUEST']._serialized_end=1242
+  _globals['_READLOGLETRESPONSE']._serialized_start=1245
+  _globals['_READLOGLETRESPONSE']._serialized_end=1423
+  _globals['_READGAP']._serialized_start=1426
+  _globals['_READGAP']._serialized_end=1600
+  _globals['_READGAP_REASON']._serialized_start=1511
+  _globals['_READGAP_REASON']._serialized_end=1600
+  _globals['_SEALREQUEST']._serialized_start=1602
+  _globals['_SEALREQUEST']._serialized_end=1710
+  _globals['_SEALRESPONSE']._serialized_start=1713
+  _globals['_SEALRESPONSE']._serialized_end=1842
+  _globals['_OFFSETRANGE']._serialized_start=1844
+  _globals['_OFFSETRANGE']._serialized_end=1885
+  _globals['_REPAIRREQUEST']._serialized_start=1887
+  _globals['_REPAIRREQUEST']._serialized_end=2003
+  _globals['_REPAIRRESPONSE']._serialized_start=2005
+  _globals['_REPAIRRESPONSE']._serialized_end=2021
+  _globals['_TELLENDSREQUEST']._serialized_start=2023
+  _globals['_TELLENDSREQUEST']._serialized_end=2100
+  _globals['_SEGMENTEND']._serialized_start=2102
+  _globals['_SEGMENTEND']._serialized_end=2167
+  _globals['_TELLENDSRESPONSE']._serialized_start=2169
+  _globals['_TELLENDSRESPONSE']._serialized_end=2187
+  _globals['_DIGESTREQUEST']._serialized_start=2190
+  _globals['_DIGESTREQUEST']._serialized_end=2322
+  _globals['_DIGESTRESPONSE']._serialized_start=2325
+  _globals['_DIGESTRESPONSE']._serialized_end=2546
+  _globals['_LISTLOGLETSREQUEST']._serialized_start=2548
+  _globals['_LISTLOGLETSREQUEST']._serialized_end=2629
+  _globals['_LISTLOGLETSRESPONSE']._serialized_start=2631
+  _globals['_LISTLOGLETSRESPONSE']._serialized_end=2697
+  _globals['_LOGLETSTATUS']._serialized_start=2700
+  _globals['_LOGLETSTATUS']._serialized_end=2931
+  _globals['_RAISECOMMITTEDTAILREQUEST']._serialized_start=2933
+  _globals['_RAISECOMMITTEDTAILREQUEST']._serialized_end=3028
+  _globals['_RAISECOMMITTEDTAILRESPONSE']._serialized_start=3030
+  _globals['_RAISECOMMITTEDTAILRESPONSE']._serialized_end=3058
+  _globals['_LOGSERVERSERVICE']._serialized_start=3061
+  _globals['_LOGSERVERSERVICE']._serialized_end=3697
 # @@protoc_insertion_point(module_scope)

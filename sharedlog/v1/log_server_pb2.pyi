@@ -296,6 +296,8 @@ class ReadLogletRequest(_message.Message):
     NO_WAIT_FIELD_NUMBER: _builtins.int
     FOR_REPAIR_FIELD_NUMBER: _builtins.int
     HEADERS_ONLY_FIELD_NUMBER: _builtins.int
+    KEY_DIGEST_FIELD_NUMBER: _builtins.int
+    INCLUDE_CONTROL_FIELD_NUMBER: _builtins.int
     storage_id: _builtins.str
     """Whom the request is for; another store refuses it."""
     start: _builtins.int
@@ -312,6 +314,14 @@ class ReadLogletRequest(_message.Message):
     """
     headers_only: _builtins.bool
     """Only the fixed part of each batch: placement and batch header (docs/batch-format.md). Control batches come whole."""
+    key_digest: _builtins.int
+    """CRC32C of a key: batches that can't have it by their digest of keys may be left out, and are then named
+    in `skipped`. Those that are sent need not have it. Not for a repair.
+    """
+    include_control: _builtins.bool
+    """With `key_digest`: batches that are not of records (their placement's kind is not 0) are sent whatever
+    keys they have.
+    """
     @_builtins.property
     def loglet(self) -> _types_pb2.LogletId:
         """What to read."""
@@ -327,17 +337,23 @@ class ReadLogletRequest(_message.Message):
         no_wait: _builtins.bool = ...,
         for_repair: _builtins.bool = ...,
         headers_only: _builtins.bool = ...,
+        key_digest: _builtins.int | None = ...,
+        include_control: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_segment_end", b"_segment_end", "end", b"end", "loglet", b"loglet", "segment_end", b"segment_end"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_key_digest", b"_key_digest", "_segment_end", b"_segment_end", "end", b"end", "key_digest", b"key_digest", "loglet", b"loglet", "segment_end", b"segment_end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_segment_end", b"_segment_end", "end", b"end", "for_repair", b"for_repair", "headers_only", b"headers_only", "loglet", b"loglet", "no_wait", b"no_wait", "segment_end", b"segment_end", "start", b"start", "storage_id", b"storage_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_key_digest", b"_key_digest", "_segment_end", b"_segment_end", "end", b"end", "for_repair", b"for_repair", "headers_only", b"headers_only", "include_control", b"include_control", "key_digest", b"key_digest", "loglet", b"loglet", "no_wait", b"no_wait", "segment_end", b"segment_end", "start", b"start", "storage_id", b"storage_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
     _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015
+    _WhichOneofReturnType__key_digest: _TypeAlias = _typing.Literal["key_digest"]  # noqa: Y015
+    _WhichOneofArgType__key_digest: _TypeAlias = _typing.Literal["_key_digest", b"_key_digest"]  # noqa: Y015
     _WhichOneofReturnType__segment_end: _TypeAlias = _typing.Literal["segment_end"]  # noqa: Y015
     _WhichOneofArgType__segment_end: _TypeAlias = _typing.Literal["_segment_end", b"_segment_end"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__end) -> _WhichOneofReturnType__end | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__key_digest) -> _WhichOneofReturnType__key_digest | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__segment_end) -> _WhichOneofReturnType__segment_end | None: ...
 
@@ -351,17 +367,24 @@ class ReadLogletResponse(_message.Message):
     COMMITTED_TAIL_FIELD_NUMBER: _builtins.int
     GAP_FIELD_NUMBER: _builtins.int
     TOLD_END_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
     committed_tail: _builtins.int
     """The committed tail that the server knows. A message with nothing else is a heartbeat."""
     told_end: _builtins.int
     """The server was told that the segment ends here. A hint to look at the chain, which alone says so."""
     @_builtins.property
     def batches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Placed batches, in order, without gaps. The first may begin below `start`."""
+        """Placed batches, in order, without gaps but for `skipped`. The first may begin below `start`."""
 
     @_builtins.property
     def gap(self) -> Global___ReadGap:
         """The server can't go on here; it ends the stream after this message."""
+
+    @_builtins.property
+    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.SkippedRange]:
+        """Only with `key_digest`: what was left out, in order. Together with `batches` it covers all from
+        where the message before it ended.
+        """
 
     def __init__(
         self,
@@ -370,10 +393,11 @@ class ReadLogletResponse(_message.Message):
         committed_tail: _builtins.int = ...,
         gap: Global___ReadGap | None = ...,
         told_end: _builtins.int | None = ...,
+        skipped: _abc.Iterable[_types_pb2.SkippedRange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_told_end", b"_told_end", "gap", b"gap", "told_end", b"told_end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_told_end", b"_told_end", "batches", b"batches", "committed_tail", b"committed_tail", "gap", b"gap", "told_end", b"told_end"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_told_end", b"_told_end", "batches", b"batches", "committed_tail", b"committed_tail", "gap", b"gap", "skipped", b"skipped", "told_end", b"told_end"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__told_end: _TypeAlias = _typing.Literal["told_end"]  # noqa: Y015
     _WhichOneofArgType__told_end: _TypeAlias = _typing.Literal["_told_end", b"_told_end"]  # noqa: Y015

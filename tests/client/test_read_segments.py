@@ -276,11 +276,12 @@ def test_a_batch_beyond_the_end_of_its_segment_is_not_taken(
     sent = [placed(first, count) for first, count in batches]
     position = Offset(batches[0][0])
     wanted = LogletId(LogId(1), 0)
-    found, _, wrong = check_batches(check_placed, sent, position, wanted, 5)
-    assert len(found) == good
-    assert (wrong is not None) == (good < len(sent))
-    found, _, wrong = check_batches(check_placed, sent, position, wanted)
-    assert (len(found), wrong) == (len(sent), None), "while the segment is open, it may be"
+    found = check_batches(check_placed, sent, position, wanted, 5)
+    assert len(found.batches) == good
+    assert (found.wrong is not None) == (good < len(sent))
+    found = check_batches(check_placed, sent, position, wanted)
+    all_of_it = (len(sent), None)
+    assert (len(found.batches), found.wrong) == all_of_it, "while the segment is open, it may be"
 
 
 async def test_what_lies_beyond_a_segments_end_is_never_read(memory: MemoryCluster) -> None:

@@ -207,6 +207,8 @@ class Served:
         no_wait: bool = False,
         for_repair: bool = False,
         headers_only: bool = False,
+        key_digest: int | None = None,
+        include_control: bool = False,
     ) -> ClientStream[log_server_pb2.ReadLogletRequest, log_server_pb2.ReadLogletResponse]:
         """A new read stream."""
         stream = self.transport.stream(self.address, READ_LOGLET)
@@ -219,6 +221,8 @@ class Served:
             no_wait=no_wait,
             for_repair=for_repair,
             headers_only=headers_only,
+            key_digest=key_digest,
+            include_control=include_control,
         )
         await stream.send(message)
         return stream

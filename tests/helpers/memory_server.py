@@ -16,7 +16,14 @@ from dataclasses import dataclass, field
 from helpers.memory_log import MemoryLog
 from helpers.memory_sessions import MemorySessions, Session
 
-from sharedlog.batch import PLACEMENT_BYTES, Placement, encode_records, parse_placement
+from sharedlog.batch import (
+    PLACEMENT_BYTES,
+    Placement,
+    encode_records,
+    may_have_key,
+    parse_placement,
+)
+from sharedlog.checksum import crc32c
 from sharedlog.errors import (
     LogExists,
     LogletNotOpen,
@@ -60,6 +67,7 @@ class Faults:
     report_errors: deque[SharedLogError] = field(default_factory=deque)
     stale_view: types_pb2.LogDescription | None = None  # what it tells of every log
     stale_for: int = 0  # so many descriptions; 0: until somebody asks for a newer one
+    unsaid: set[int] = field(default_factory=set)  # batches that are left out in silence
     untold: bool = False  # the log server is never told that a segment ended
     beyond: list[bytes] = field(default_factory=list)  # sent in place of what these begin with
 
@@ -75,6 +83,7 @@ class MemoryNode:
         self.sessions_opened = 0
         self.reads_opened = 0
         self.batches_received = 0
+        self.batches_skipped = 0
         self.openings: list[log_pb2.AppendSessionOpen] = []
         self.most_unanswered = 0  # batches of one session at a time
         self.acks = asyncio.Event()  # unset: batches are taken and not answered
@@ -231,8 +240,11 @@ class MemoryNode:
         end = request.end if request.HasField("end") else None
         if not request.follow:
             end = tail if end is None else min(end, tail)
+        key_hash = crc32c(request.key) if request.HasField("key") else None
         async for batches, known in self._batches(log, request.start, end):
-            await stream.send(log_pb2.ReadResponse(batches=batches, committed_tail=known))
+            sent, skipped = self._sift(batches, key_hash)
+            message = log_pb2.ReadResponse(batches=sent, committed_tail=known, skipped=skipped)
+            await stream.send(message)
 
     # LogServerService.
 
@@ -270,6 +282,7 @@ class MemoryNode:
             end = known if end is None else min(end, known)
         async for batches, known in self._batches(log, request.start, end, index):
             await self.running.wait()
+            key_hash = request.key_digest if request.HasField("key_digest") else None
             for placed in batches:
                 placement = parse_placement(placed)
                 gap = self._gap_at(placement)
@@ -277,8 +290,11 @@ class MemoryNode:
                     message = log_server_pb2.ReadLogletResponse(committed_tail=known, gap=gap)
                     await stream.send(message)
                     return
+                sent, skipped = self._sift([placed], key_hash)
                 message = log_server_pb2.ReadLogletResponse(
-                    batches=[self._on_the_wire(placement, placed)], committed_tail=known
+                    batches=[self._on_the_wire(placement, it) for it in sent],
+                    committed_tail=known,
+                    skipped=skipped,
                 )
                 await stream.send(message)
             if not batches:
@@ -286,6 +302,22 @@ class MemoryNode:
         told = self._told_end(log, index)
         if told is not None and not request.HasField("segment_end"):
             await stream.send(log_server_pb2.ReadLogletResponse(told_end=told))
+
+    def _sift(
+        self, batches: list[bytes], key_hash: int | None
+    ) -> tuple[list[bytes], list[types_pb2.SkippedRange]]:
+        """What may have the key, and the ranges of the others; it may leave them unsaid."""
+        sent: list[bytes] = []
+        skipped = []
+        for placed in batches:
+            if key_hash is None or may_have_key(placed, key_hash):
+                sent.append(placed)
+                continue
+            self.batches_skipped += 1
+            placement = parse_placement(placed)
+            if placement.first not in self.faults.unsaid:
+                skipped.append(types_pb2.SkippedRange(first=placement.first, end=placement.end))
+        return sent, skipped
 
     def _told_end(self, log: MemoryLog, index: int) -> Offset | None:
         """Where the segment ended, if this log server was told."""

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from helpers.processes import NodeProcess, wait_until
 
-from sharedlog.batch import decode_placed, encode_records
+from sharedlog.batch import BatchBuilder, decode_placed, encode_records
 from sharedlog.clock import SystemClock
+from sharedlog.codec import make_compressor
 from sharedlog.errors import (
     BatchTooLarge,
     CorruptBatch,
@@ -279,6 +280,44 @@ async def test_reads_keep_to_their_range(caller: Caller) -> None:
     assert (beyond.value.offset, beyond.value.tail) == (31, 30)
     with pytest.raises(InvalidArgument, match="before it starts"):
         await caller.read("n3", log_pb2.ReadRequest(log="range", start=5, end=4))
+
+
+async def test_records_of_one_key(caller: Caller) -> None:
+    """Clipped, counted by `limit`, and each message says how far it goes; compressed ones too."""
+    await caller.create("keys")
+    builder = BatchBuilder()
+    for index in range(6):
+        builder.append(b"value " * 100, b"even" if index % 2 == 0 else b"odd")
+    batch = builder.encode(compressor=make_compressor("zstd"))
+    stream = caller.transport.stream(caller.nodes["n1"].address, methods.APPEND_SESSION)
+    opening = log_pb2.AppendSessionOpen(log="keys")
+    await stream.send(log_pb2.AppendSessionRequest(open=opening))
+    for _ in range(3):
+        await stream.send(log_pb2.AppendSessionRequest(batch=batch))
+    await stream.end()
+    while await stream.receive() is not None:
+        pass
+    stream.cancel()
+    assert await caller.tail("keys") == 18
+    cases: list[tuple[dict[str, Any], list[int]]] = [
+        ({"key": b"odd"}, list(range(1, 18, 2))),
+        ({"key": b"odd", "start": 4, "end": 9}, [5, 7]),
+        ({"key": b"odd", "start": 4, "limit": 5}, [5, 7, 9, 11, 13]),
+        ({"key": b"even", "limit": 2, "follow": True}, [0, 2]),
+        ({"key": b"neither"}, []),
+    ]
+    for fields, wanted in cases:
+        request = log_pb2.ReadRequest(log="keys", **fields)
+        assert [it.offset for it in await caller.read("n2", request)] == wanted, fields
+    reading = caller.transport.stream(caller.nodes["m"].address, methods.READ_RECORDS)
+    await reading.send(log_pb2.ReadRequest(log="keys", key=b"neither"))
+    next_offset = 0
+    while (answer := await reading.receive()) is not None:
+        assert not answer.records
+        assert answer.next_offset >= next_offset
+        next_offset = answer.next_offset
+    reading.cancel()
+    assert next_offset == 18, "all of it was looked at"
 
 
 async def test_plain_reads_bring_batches_as_they_are_stored(caller: Caller) -> None:
