@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Final
 
 from loglet.store import HeldBatch, LogletState, PutLoglet
-from sharedlog.batch import PLACEMENT_BYTES, check_placed, parse_placement
+from sharedlog.batch import PLACEMENT_BYTES, Placement, check_placed, parse_placement
 from sharedlog.errors import CorruptBatch, StoreFailed
 from sharedlog.ids import LogletId, Offset
 
@@ -35,6 +35,19 @@ def verified(loglet: LogletId, first: Offset, end: Offset, placed: bytes) -> Hel
     if (placement.loglet, placement.first, placement.end) != (loglet, first, end):
         return HeldBatch(first, end, None, len(placed))
     return HeldBatch(first, end, placed[:PLACEMENT_BYTES], len(placed))
+
+
+def placement_at(loglet: LogletId, first: Offset, end: Offset, placed: bytes) -> Placement | None:
+    """The placement of the batch that its key says takes [first, end) of `loglet`, if it is whole.
+
+    Of the bytes the fixed part is enough; the batch itself may be damaged.
+    """
+    try:
+        placement = parse_placement(placed)
+    except CorruptBatch:
+        return None
+    own = (placement.loglet, placement.first, placement.end) == (loglet, first, end)
+    return placement if own else None
 
 
 def restored(record: PutLoglet, newest: Iterable[tuple[Offset, Offset, bytes]]) -> LogletState:

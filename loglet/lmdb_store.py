@@ -56,12 +56,14 @@ from loglet.page_cache import PageCacheBound
 from loglet.store import (
     HeldBatch,
     LogletState,
+    Neighbours,
     PutBatch,
     PutLoglet,
     PutRepaired,
     StoreSpace,
     Write,
 )
+from loglet.time_search import find_neighbours
 from sharedlog.batch import HEADERS_BYTES
 from sharedlog.errors import (
     StoreFailed,
@@ -218,6 +220,13 @@ class LmdbLogStore:
         )
         return await asyncio.get_running_loop().run_in_executor(self._readers, job)
 
+    async def find_time(
+        self, loglet: LogletId, start: Offset, end: Offset, timestamp_ms: int
+    ) -> Neighbours:
+        """See `LogStore.find_time`."""
+        job = partial(self._find_time, loglet, start, end, timestamp_ms)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, job)
+
     def space(self) -> StoreSpace:
         """See `LogStore.space`."""
         used = self._used_bytes()
@@ -321,6 +330,21 @@ class LmdbLogStore:
         except lmdb.Error as error:
             raise StoreFailed(f"reading the store failed: {error}") from error
         return found
+
+    def _find_time(
+        self, loglet: LogletId, start: Offset, end: Offset, timestamp_ms: int
+    ) -> Neighbours:
+        """On a reader's thread."""
+        try:
+            with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
+
+                def walk(first: Offset, last: Offset) -> Iterator[tuple[Offset, Offset, bytes]]:
+                    for its_first, its_end in _walk(cursor, loglet, first, last):
+                        yield its_first, its_end, bytes(cursor.value()[:HEADERS_BYTES])
+
+                return find_neighbours(walk, loglet, start, end, timestamp_ms)
+        except lmdb.Error as error:
+            raise StoreFailed(f"reading the store failed: {error}") from error
 
 
 class _Writer:

@@ -22,6 +22,9 @@ they take, so that the reader can see that nothing is missing. Damage is told as
 digest of a damaged batch may say.
 
 An unknown loglet is one that was not opened yet: the reader waits for it, or for its end.
+
+**A moment** is looked for (`time_search.py`) where a reader would be served, and no further: in
+what is committed, whoever proves that.
 """
 
 from __future__ import annotations
@@ -38,8 +41,17 @@ from loglet.config import LogServerConfig
 from loglet.core import LogServerCore
 from loglet.messages import StoreResponse
 from loglet.metrics import LogServerMetrics
-from loglet.store import LogletState, LogStore
-from loglet.wire import DAMAGED, HOLE, TRIMMED, Gap, ReadQuery, read_answer, read_query
+from loglet.store import LogletState, LogStore, Neighbours
+from loglet.wire import (
+    DAMAGED,
+    HOLE,
+    TRIMMED,
+    Gap,
+    ReadQuery,
+    read_answer,
+    read_query,
+    time_query,
+)
 from sharedlog.batch import (
     HEADERS_BYTES,
     Placement,
@@ -49,9 +61,14 @@ from sharedlog.batch import (
     parse_placement,
 )
 from sharedlog.errors import CorruptBatch, InvalidArgument, Overloaded, ProtocolError
-from sharedlog.ids import LogletId, Offset
+from sharedlog.ids import LogletId, Offset, StorageId
 from sharedlog.rpc.transport import ServerStream
-from sharedlog.v1.log_server_pb2 import ReadLogletRequest, ReadLogletResponse
+from sharedlog.v1.log_server_pb2 import (
+    FindTimeRequest,
+    FindTimeResponse,
+    ReadLogletRequest,
+    ReadLogletResponse,
+)
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +192,37 @@ class ReadService:
         self._core.check_storage(query.storage_id)
         if query.for_repair and query.key_hash is not None:
             raise InvalidArgument("a repair needs every batch, not those of one key")
+        with self._place(), self._watchers.reading(query.loglet):
+            await self._run(query, stream)
+
+    async def find_time(self, request: FindTimeRequest) -> FindTimeResponse:
+        """Handler of FindTime: a moment's neighbours among what a reader would be shown here.
+
+        Batches of a commit that runs may be missing, like those of a hole.
+
+        Raises:
+            WrongStorage, Overloaded. ProtocolError: as `serve`.
+
+        **Cancellation:** ends the wait.
+        """
+        self._core.check_storage(StorageId(request.storage_id))
+        query = time_query(request)
+        limits = self._limits(query, self._core.loglet(query.loglet))
+        found = Neighbours()
+        if query.start < limits.now:
+            with self._place():
+                found = await self._store.find_time(
+                    query.loglet, query.start, limits.now, request.timestamp_ms
+                )
+        return FindTimeResponse(before=found.before, after=found.after, visible=limits.visible)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Hold one of the places for reads.
+
+        Raises:
+            Overloaded: all are taken.
+        """
         if self._open_reads >= self._config.open_reads_max:
             raise Overloaded(
                 f"{self._open_reads} read streams are open at this log server; it takes no more",
@@ -183,8 +231,7 @@ class ReadService:
         self._open_reads += 1
         self._metrics.open_reads.inc()
         try:
-            with self._watchers.reading(query.loglet):
-                await self._run(query, stream)
+            yield
         finally:
             self._open_reads -= 1
             self._metrics.open_reads.dec()

@@ -68,7 +68,13 @@ from sharedlog.errors import (
 )
 from sharedlog.ids import LogletId, NodeId, Offset, StorageId
 from sharedlog.limits import MIB
-from sharedlog.rpc.methods import DIGEST, LIST_LOGLETS, RAISE_COMMITTED_TAIL, READ_LOGLET
+from sharedlog.rpc.methods import (
+    DIGEST,
+    FIND_TIME,
+    LIST_LOGLETS,
+    RAISE_COMMITTED_TAIL,
+    READ_LOGLET,
+)
 from sharedlog.rpc.transport import Server, ServerStream
 from sharedlog.tasks import first_error
 from sharedlog.v1.log_server_pb2 import (
@@ -166,6 +172,7 @@ class LogServer:
         """Add the methods of LogServerService."""
         server.add_stream(STORE, self._serve_stores)
         server.add_stream(READ_LOGLET, self._reads.serve)
+        server.add_call(FIND_TIME, self._reads.find_time)
         server.add_call(SEAL, self._serve_seal)
         server.add_call(REPAIR, self._serve_repair)
         server.add_call(TELL_ENDS, self._serve_tell_ends)

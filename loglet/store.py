@@ -87,6 +87,16 @@ class HeldBatch(NamedTuple):
     size: int = 0  # bytes that were read to verify it
 
 
+class Neighbours(NamedTuple):
+    """The batches on either side of a moment, by their fixed parts; empty where there is none.
+
+    What lies between the end of `before` and the first offset of `after` is not held, or damaged.
+    """
+
+    before: bytes = b""  # the last one that is earlier
+    after: bytes = b""  # the first one that is not
+
+
 class LogStore(Protocol):
     """One store, one owner, one writer."""
 
@@ -137,6 +147,16 @@ class LogStore(Protocol):
         with its checksums, further ones than the first while the sum of their sizes stays within
         `max_bytes`; without, no bytes are looked at and `placement_bytes` is empty. There may be
         holes between them. Does not stop the event loop.
+        """
+        ...
+
+    async def find_time(
+        self, loglet: LogletId, start: Offset, end: Offset, timestamp_ms: int
+    ) -> Neighbours:
+        """A moment's neighbours among the batches held in [start, end).
+
+        Looks at some placements alone: their number grows with the logarithm of the range. Those
+        that are damaged are passed over. Does not stop the event loop. See `time_search.py`.
         """
         ...
 

@@ -329,6 +329,22 @@ def read_query(wire: log_server_pb2.ReadLogletRequest) -> ReadQuery:
     )
 
 
+def time_query(wire: log_server_pb2.FindTimeRequest) -> ReadQuery:
+    """The range in which a moment is looked for, as a read of it."""
+    return ReadQuery(
+        StorageId(wire.storage_id),
+        loglet_from_proto(wire.loglet),
+        Offset(wire.start),
+        Offset(wire.end),
+        Offset(wire.segment_end) if wire.HasField("segment_end") else None,
+        no_wait=True,
+        for_repair=False,
+        headers_only=True,
+        key_hash=None,
+        include_control=False,
+    )
+
+
 def read_answer(
     committed_tail: Offset,
     batches: Sequence[bytes] = (),

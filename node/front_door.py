@@ -2,7 +2,7 @@
 
 Calls about a log's order (append, find-tail) go to the process that orders it, here or elsewhere;
 reads and the rest are served by whoever is asked. Appends are in `appends.py`, reads in `reads.py`,
-tails in `tails.py`, and where a call must go is decided in `routing.py`.
+tails in `tails.py`, moments in `offsets.py`, and where a call must go is decided in `routing.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from metadata.view import ClusterView
 from node.appends import Appends
 from node.freshness import fresh_log
 from node.liveness import Liveness
+from node.offsets import Offsets
 from node.reads import Reads
 from node.tails import Tails
 from node.wire import describe_log
@@ -41,6 +42,7 @@ class FrontDoor:
         liveness: Liveness,
         appends: Appends,
         reads: Reads,
+        offsets: Offsets,
         tails: Tails,
         clock: Clock,
         random: Random,
@@ -52,6 +54,7 @@ class FrontDoor:
         self._liveness = liveness
         self._appends = appends
         self._reads = reads
+        self._offsets = offsets
         self._tails = tails
         self._clock = clock
         self._random = random
@@ -70,6 +73,7 @@ class FrontDoor:
         server.add_stream(methods.READ_RECORDS, self._reads.read_records)
         server.add_call(methods.FIND_TAIL, self._tails.find_tail)
         server.add_call(methods.GET_KNOWN_TAIL, self._tails.get_known_tail)
+        server.add_call(methods.FIND_OFFSET, self._offsets.find_offset)
 
     async def create_log(self, request: log_pb2.CreateLogRequest) -> log_pb2.CreateLogResponse:
         """Make a log on nodes that answer now.

@@ -1,8 +1,7 @@
 """Reads at the front door: any node reads a log from its log servers for whoever asks.
 
 Smart clients read from the log servers themselves; these calls serve everyone else, through one
-address. Offsets are dense, so a limit is an end: `start + limit`; with a key it counts the records
-that have it.
+address. Which of what is read goes out, and when that is enough, `sharedlog/read_window.py` says.
 
 For one key the log servers leave out what can't have it. `Read` passes on which ranges those are;
 `ReadRecords` sends what has the key and says how far that goes.
@@ -25,23 +24,18 @@ from typing import Final, NamedTuple
 
 from metadata.core import check_log_name
 from metadata.view import ClusterView
-from node.freshness import fresh_log
 from node.limits import Places
+from node.offsets import NO_SURE_TAIL, Offsets, describer
 from node.tails import Tails
-from node.wire import describe_log, record_to_proto
-from sharedlog.batch import Record, decode_placed, has_records
+from node.wire import record_to_proto
+from sharedlog.batch import Record, decode_checked
 from sharedlog.clock import Clock
-from sharedlog.errors import (
-    DeadlineExceeded,
-    InvalidArgument,
-    LogUnavailable,
-    NotSequencer,
-    OffsetOutOfRange,
-    Unreachable,
-)
+from sharedlog.errors import DeadlineExceeded, InvalidArgument, OffsetOutOfRange, SharedLogError
 from sharedlog.ids import Offset
 from sharedlog.limits import MIB
+from sharedlog.log_reads import window_chunks
 from sharedlog.read_progress import ReadChunk
+from sharedlog.read_window import ReadWindow
 from sharedlog.reader import LogReader
 from sharedlog.rpc.transport import ServerStream, Transport
 from sharedlog.v1 import log_pb2, types_pb2
@@ -54,18 +48,22 @@ unless it is told otherwise. A larger record goes alone."""
 
 _FIRST_MESSAGE_TIMEOUT_S: Final = 10.0
 
-_SEGMENTS_AT_ONCE: Final = 16
-"""Of a chain, that a reader is told when it asks: a chain may have thousands."""
 
+class _Opened(NamedTuple):
+    """A read that is to be served: what it covers, and what is known of the tail."""
 
-class _Range(NamedTuple):
-    """What a read covers: [start, end), without end for ever; below `committed` all is there."""
+    window: ReadWindow
+    committed: Offset  # below it all is there
+    # Why nobody tells the tail, for a read whose limit has to be reached below `committed`.
+    unsure: SharedLogError | None
 
-    start: Offset
-    end: Offset | None
-    committed: Offset
-    key: bytes | None  # only records that have it
-    limit: int | None  # of those records; None with a limit that is an end already
+    async def chunks(self, reader: LogReader) -> AsyncGenerator[ReadChunk, None]:
+        """What is read. Raises what `LogReader.read` raises, and `unsure` if it comes to that."""
+        async with aclosing(window_chunks(reader.read, self.window, self.committed)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+        if self.unsure is not None and not self.window.enough:
+            raise self.unsure
 
 
 class Reads:
@@ -79,6 +77,7 @@ class Reads:
         clock: Clock,
         random: Random,
         tails: Tails,
+        offsets: Offsets,
         reads_max: int,
     ) -> None:
         self._view = view
@@ -86,6 +85,7 @@ class Reads:
         self._clock = clock
         self._random = random
         self._tails = tails
+        self._offsets = offsets
         self._places = Places("reads", reads_max)
 
     @property
@@ -95,52 +95,51 @@ class Reads:
 
     async def read(self, stream: ServerStream[log_pb2.ReadResponse, log_pb2.ReadRequest]) -> None:
         """Send placed batches as they are stored; the reader clips."""
-        async with self._opened(stream) as (reader, wanted):
-            chunks = _read(reader, wanted)
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    await stream.send(
-                        log_pb2.ReadResponse(
-                            batches=chunk.batches,
-                            committed_tail=chunk.committed_tail,
-                            skipped=[
-                                types_pb2.SkippedRange(first=first, end=end)
-                                for first, end in chunk.skipped
-                            ],
-                        )
+        async with self._opened(stream) as (window, chunks):
+            async for chunk in chunks:
+                batches = _whole_batches(chunk, window)
+                window.pass_over(chunk.skipped)
+                await stream.send(
+                    log_pb2.ReadResponse(
+                        batches=batches,
+                        committed_tail=chunk.committed_tail,
+                        skipped=[
+                            types_pb2.SkippedRange(first=first, end=end)
+                            for first, end in chunk.skipped
+                        ],
                     )
+                )
 
     async def read_records(
         self, stream: ServerStream[log_pb2.ReadRecordsResponse, log_pb2.ReadRequest]
     ) -> None:
         """Send records, decoded, from the first that was asked for to the last."""
-        async with self._opened(stream) as (reader, wanted):
-            left, position = wanted.limit, wanted.start
-            chunks = _read(reader, wanted)
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    tail = chunk.committed_tail
-                    position, sent = max(position, _end_of(chunk)), False
-                    for placed in chunk.batches:
-                        records = _wanted_records(placed, wanted)[:left]
-                        left = None if left is None else left - len(records)
+        async with self._opened(stream) as (window, chunks):
+            async for chunk in chunks:
+                tail, sent = chunk.committed_tail, False
+                for placed, placement in zip(chunk.batches, chunk.placements, strict=True):
+                    if window.admits(placement):
+                        records = window.clip(placement, decode_checked(placed, placement))
                         for message in _messages(records):
                             message.committed_tail = tail
                             await stream.send(message)
                             sent = True
-                        if left == 0:
-                            return
-                    if not sent:
-                        await stream.send(
-                            log_pb2.ReadRecordsResponse(committed_tail=tail, next_offset=position)
+                    if window.done:
+                        break
+                window.pass_over(chunk.skipped)
+                if not sent:
+                    await stream.send(
+                        log_pb2.ReadRecordsResponse(
+                            committed_tail=tail, next_offset=window.position
                         )
+                    )
 
     @asynccontextmanager
     async def _opened(
         self,
         stream: ServerStream[log_pb2.ReadResponse, log_pb2.ReadRequest]
         | ServerStream[log_pb2.ReadRecordsResponse, log_pb2.ReadRequest],
-    ) -> AsyncIterator[tuple[LogReader, _Range]]:
+    ) -> AsyncIterator[tuple[ReadWindow, AsyncGenerator[ReadChunk, None]]]:
         """Receive and check the request; hold a place while it is served."""
         try:
             async with asyncio.timeout(_FIRST_MESSAGE_TIMEOUT_S):
@@ -152,84 +151,93 @@ class Reads:
         check_log_name(request.log)
         started_s = self._clock.monotonic_s()
         with self._places.take():
-            wanted = await self._range(request)
-
-            async def describe(
-                position: Offset, *, refresh: bool = False, min_version: int = 0
-            ) -> types_pb2.LogDescription:
-                record, version = await fresh_log(
-                    self._view, request.log, min_version=min_version, refresh=refresh
-                )
-                return describe_log(
-                    record,
-                    version,
-                    self._view.node,
-                    chain_from=position,
-                    chain_limit=_SEGMENTS_AT_ONCE,
-                )
-
-            yield LogReader(self._transport, describe, self._clock, self._random), wanted
+            opened = await self._open(request)
+            started_at = opened.window.position
+            described = describer(self._view, request.log)
+            reader = LogReader(self._transport, described, self._clock, self._random)
+            # Leaving the block ends the reader's stream at once.
+            async with aclosing(opened.chunks(reader)) as chunks:
+                yield opened.window, chunks
             fields = {
                 "log": request.log,
-                "start": wanted.start,
-                "end": wanted.end,
+                "start": started_at,
+                "end": opened.window.position,
                 "seconds": round(self._clock.monotonic_s() - started_s, 3),
             }
             log.debug("read.ended", extra=fields)
 
-    async def _range(self, request: log_pb2.ReadRequest) -> _Range:
-        """What the request covers, with the tail found out if need be.
+    async def _open(self, request: log_pb2.ReadRequest) -> _Opened:
+        """What the request covers, with the tail and the start found out if need be.
 
         Raises:
-            OffsetOutOfRange: it starts beyond the tail. InvalidArgument: it ends before it starts.
-            LogUnavailable, DeadlineExceeded, …: it reaches up to the tail, which nobody can tell.
+            OffsetOutOfRange: it starts beyond the tail. InvalidArgument: it ends before it starts,
+            or is to start in two places. LogUnavailable, DeadlineExceeded, …: it reaches up to the
+            tail, or starts from there, and nobody can tell it.
         """
-        start = Offset(request.start)
         end = Offset(request.end) if request.HasField("end") else None
-        if end is not None and end < start:
-            raise InvalidArgument(f"the read ends at {end}, before it starts at {start}")
-        key = request.key if request.HasField("key") else None
-        if request.limit and key is None:
-            limited = Offset(start + request.limit)
-            end = limited if end is None else min(end, limited)
+        _check_start(request, end)
+        unsure: SharedLogError | None = None
         try:
             tail = await self._tails.of(request.log)
-        except (LogUnavailable, NotSequencer, Unreachable, DeadlineExceeded) as error:
+        except NO_SURE_TAIL as error:
             tail = await self._tails.known(request.log)
             fields = {"log": request.log, "tail": tail, "error": str(error)}
             log.info("read.tail_unknown", extra=fields)
-            if not request.follow and (end is None or end > tail):
-                raise  # perhaps there is more, but nobody can tell now
+            if request.HasField("last"):
+                raise
+            if not (request.follow or (end is not None and end <= tail)):
+                unsure = error
         else:
-            if start > tail:
-                raise OffsetOutOfRange(offset=start, tail=tail)
+            if request.start > tail:
+                raise OffsetOutOfRange(offset=request.start, tail=tail)
         if not request.follow:
             end = tail if end is None else min(end, tail)
-        counted = request.limit if request.limit and key is not None else None
-        return _Range(start, end, tail, key, counted)
+        window = await self._window(request, end, tail)
+        if unsure is not None and not 0 < request.limit <= tail - window.position:
+            raise unsure  # perhaps there is more, but nobody can tell now
+        return _Opened(window, tail, unsure)
+
+    async def _window(
+        self, request: log_pb2.ReadRequest, end: Offset | None, tail: Offset
+    ) -> ReadWindow:
+        start = Offset(request.start)
+        since_ms = request.start_timestamp_ms if request.HasField("start_timestamp_ms") else None
+        if since_ms is not None:
+            start = await self._offsets.of(request.log, since_ms, tail)
+        elif request.HasField("last"):
+            start = Offset(max(0, tail - request.last))
+        return ReadWindow(
+            start,
+            end,
+            key=request.key if request.HasField("key") else None,
+            limit=request.limit or None,
+            limit_bytes=request.limit_bytes or None,
+            since_ms=since_ms,
+            until_ms=request.until_timestamp_ms if request.HasField("until_timestamp_ms") else None,
+            include_control=request.include_control,
+        )
 
 
-def _read(reader: LogReader, wanted: _Range) -> AsyncGenerator[ReadChunk, None]:
-    return reader.read(wanted.start, wanted.end, committed=wanted.committed, key=wanted.key)
+def _check_start(request: log_pb2.ReadRequest, end: Offset | None) -> None:
+    chosen = (request.start > 0, request.HasField("start_timestamp_ms"), request.HasField("last"))
+    if sum(chosen) > 1:
+        raise InvalidArgument("a read starts at `start`, `start_timestamp_ms` or `last`")
+    if end is not None and end < request.start:
+        raise InvalidArgument(f"the read ends at {end}, before it starts at {request.start}")
 
 
-def _end_of(chunk: ReadChunk) -> Offset:
-    """Where it ends; 0 if nothing came."""
-    batches_end = chunk.placements[-1].end if chunk.placements else Offset(0)
-    return max(batches_end, chunk.skipped[-1][1]) if chunk.skipped else batches_end
-
-
-def _wanted_records(placed: bytes, wanted: _Range) -> list[Record]:
-    """The batch's records that lie in the range, and have the key if one is asked for."""
-    if not has_records(placed):
-        return []
-    return [
-        record
-        for record in decode_placed(placed)
-        if record.offset >= wanted.start
-        and (wanted.end is None or record.offset < wanted.end)
-        and (wanted.key is None or record.key == wanted.key)
-    ]
+def _whole_batches(chunk: ReadChunk, window: ReadWindow) -> list[bytes]:
+    """The chunk's batches that go out, as they are; control records go with the others."""
+    found: list[bytes] = []
+    for placed, placement in zip(chunk.batches, chunk.placements, strict=True):
+        if window.admits(placement):
+            window.take_whole(placement, len(placed))
+            found.append(placed)
+        elif not window.done and not window.is_early(placement):
+            found.append(placed)
+        if window.done:
+            break
+    return found
 
 
 def _messages(records: Iterable[Record]) -> Iterator[log_pb2.ReadRecordsResponse]:

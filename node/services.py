@@ -26,6 +26,7 @@ from node.front_door import FrontDoor
 from node.handover import HandOver
 from node.liveness import Liveness
 from node.metrics import ReconfigurationMetrics
+from node.offsets import Offsets
 from node.peers import Peers
 from node.reads import Reads
 from node.reconfigure import Reconfigurer
@@ -151,14 +152,7 @@ def build_services(ground: Ground) -> Services:
     appends = Appends(
         router=router, transport=ground.transport, clock=ground.clock, limits=_limits(config)
     )
-    reads = Reads(
-        view=view,
-        transport=ground.transport,
-        clock=ground.clock,
-        random=ground.random,
-        tails=tails,
-        reads_max=config.reads_max,
-    )
+    offsets, reads = _build_reads(ground, tails)
     local = LocalReport(
         cluster_id=ground.cluster_id,
         own=ground.own,
@@ -180,7 +174,7 @@ def build_services(ground: Ground) -> Services:
         care=care,
         appends=appends,
         reads=reads,
-        front_door=_build_front_door(ground, movers.liveness, appends, reads, tails),
+        front_door=_build_front_door(ground, movers.liveness, appends, (tails, offsets, reads)),
         cluster=ClusterReport(
             local=local,
             view=view,
@@ -327,15 +321,38 @@ def _build_router(ground: Ground, sequencer: Sequencer | None, movers: Movers) -
     )
 
 
+def _build_reads(ground: Ground, tails: Tails) -> tuple[Offsets, Reads]:
+    offsets = Offsets(
+        view=ground.view,
+        transport=ground.transport,
+        clock=ground.clock,
+        random=ground.random,
+        tails=tails,
+        searches_max=ground.config.reads_max,
+    )
+    reads = Reads(
+        view=ground.view,
+        transport=ground.transport,
+        clock=ground.clock,
+        random=ground.random,
+        tails=tails,
+        offsets=offsets,
+        reads_max=ground.config.reads_max,
+    )
+    return offsets, reads
+
+
 def _build_front_door(
-    ground: Ground, liveness: Liveness, appends: Appends, reads: Reads, tails: Tails
+    ground: Ground, liveness: Liveness, appends: Appends, reading: tuple[Tails, Offsets, Reads]
 ) -> FrontDoor:
+    tails, offsets, reads = reading
     return FrontDoor(
         store=ground.store,
         view=ground.view,
         liveness=liveness,
         appends=appends,
         reads=reads,
+        offsets=offsets,
         tails=tails,
         clock=ground.clock,
         random=ground.random,

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from sharedlog.ids import Offset
     from sharedlog.log import Log, NewRecord
     from sharedlog.pending import PendingAppend
+    from sharedlog.read_window import ReadProgress
+    from sharedlog.starts import Start, Timestamp, from_tail, from_time
 
 __version__ = "0.1.0"
 
@@ -67,13 +69,18 @@ __all__ = [
     "OffsetOutOfRange",
     "PendingAppend",
     "ProducerFenced",
+    "ReadProgress",
     "ReaderConfig",
     "Record",
     "SharedLogError",
+    "Start",
+    "Timestamp",
     "Unreachable",
     "__version__",
     "connect",
     "errors",
+    "from_tail",
+    "from_time",
 ]
 
 _FROM: Final = {
@@ -87,9 +94,14 @@ _FROM: Final = {
     "NewRecord": "log",
     "Offset": "ids",
     "PendingAppend": "pending",
+    "ReadProgress": "read_window",
     "ReaderConfig": "config",
     "Record": "batch",
+    "Start": "starts",
+    "Timestamp": "starts",
     "connect": "cluster",
+    "from_tail": "starts",
+    "from_time": "starts",
 }
 
 

@@ -48,6 +48,9 @@ METADATA_VALUE_BYTES_MAX: Final = 512 * KIB
 METADATA_KEY_BYTES_MAX: Final = 480
 """One key in the metadata store, UTF-8 (LMDB takes 511)."""
 
+READ_LAST_MAX: Final = 65_536
+"""Records that `Log.read_last` holds at a time."""
+
 LIST_PAGE_MAX: Final = 1_000
 """Entries in one page of a listing."""
 

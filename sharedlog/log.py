@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import replace
 
 from sharedlog.appender import Appender, check_record
-from sharedlog.batch import KIND_RECORDS, BatchBuilder, Headers, Record, decode_checked
+from sharedlog.batch import BatchBuilder, Headers, Record
 from sharedlog.codec import Compression
 from sharedlog.config import AppenderConfig, ReaderConfig
 from sharedlog.connection import Connection
 from sharedlog.control import check_fencing_token
-from sharedlog.errors import (
-    AppendIndefinite,
-    DeadlineExceeded,
-    InvalidArgument,
-    LogUnavailable,
-    OffsetOutOfRange,
-    SharedLogError,
-    Unreachable,
-)
+from sharedlog.errors import AppendIndefinite, SharedLogError
 from sharedlog.ids import Offset
-from sharedlog.plain_reader import PlainReader
-from sharedlog.reader import LogReader
+from sharedlog.log_reads import LogReads, ReadOptions
+from sharedlog.read_window import ReadProgress
 from sharedlog.route import Route
-from sharedlog.rpc.methods import GET_KNOWN_TAIL
-from sharedlog.tail_finder import TailFinder
-from sharedlog.v1 import log_pb2, types_pb2
+from sharedlog.starts import Start, Timestamp
+from sharedlog.v1 import types_pb2
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +41,7 @@ class Log:
         self._connection = connection
         self._route = Route(connection, name)
         self._append_config = append_config
-        self._read_config = read_config
+        self._reads = LogReads(connection, name, self._route, read_config)
         self._shared: Appender | None = None  # for `append`; opened by the first one
 
     def __repr__(self) -> str:
@@ -211,20 +201,38 @@ class Log:
 
     # Reading.
 
-    async def read(
+    def read(
         self,
-        start: int = 0,
+        start: Start = 0,
         end: int | None = None,
         *,
         follow: bool = False,
         limit: int | None = None,
         key: bytes | None = None,
+        limit_bytes: int | None = None,
+        until: Timestamp | None = None,
+        include_control: bool = False,
         on_stale: Callable[[str], None] | None = None,
+        on_progress: Callable[[ReadProgress], None] | None = None,
     ) -> AsyncGenerator[Record, None]:
         """Records from `start` (inclusive) to `end` (exclusive), in order, without gaps.
 
-        Ends at the tail as it is when the read starts, unless `follow`: then it goes on for ever,
-        or up to `end`, with each record as soon as it is committed. `limit` ends it after so many.
+        `start` is an offset, `from_time(timestamp)` or `from_tail(n)`. The read ends at the tail as
+        it is when it starts, unless `follow`: then it goes on for ever, or up to `end`, with each
+        record as soon as it is committed. Besides, it ends
+
+        - after `limit` records;
+        - before the record with which values, keys and headers would sum up to more than
+          `limit_bytes`, and as soon as they have reached it; one record is always read;
+        - before the first record that is not earlier than `until`. A follower learns that such a
+          one is there when it comes, and waits for it.
+
+        Control records, which the log keeps for its own ends, take offsets and are passed over, so
+        that offsets may have gaps there; with `include_control` they are read as well.
+
+        `on_progress` is told where the read and the log stand: after each message of a server has
+        been handed out, and once a second or so while nothing comes. A follower whose
+        `position` has reached the `tail` has caught up.
 
         With a `key` only its records come, and `limit` counts those. The log servers leave out
         batches that can't have it; it costs least where keys are few in a batch.
@@ -237,101 +245,85 @@ class Log:
             OffsetOutOfRange: `start` is below 0 or beyond the tail. At the tail is well: there is
             nothing. DataLoss, Unreachable: records that are in the log can't be had.
             CodecUnavailable: they were compressed, and the library for that is not installed.
-            LogNotFound: there is no such log.
+            LogNotFound: there is no such log. InvalidArgument: a limit is below what it can be.
 
         **Cancellation:** ends the read. After leaving the loop early, `aclose` ends it at once.
         """
-        batches = self.read_batches(
-            start, end, follow=follow, limit=limit, key=key, on_stale=on_stale
+        return self._reads.records(
+            start,
+            ReadOptions(
+                end=end,
+                follow=follow,
+                limit=limit,
+                key=key,
+                limit_bytes=limit_bytes,
+                until=until,
+                include_control=include_control,
+                on_stale=on_stale,
+                on_progress=on_progress,
+            ),
         )
-        async with contextlib.aclosing(batches):
-            async for records in batches:
-                for record in records:
-                    yield record
 
-    async def read_batches(
+    def read_batches(
         self,
-        start: int = 0,
+        start: Start = 0,
         end: int | None = None,
         *,
         follow: bool = False,
         limit: int | None = None,
         key: bytes | None = None,
+        limit_bytes: int | None = None,
+        until: Timestamp | None = None,
+        include_control: bool = False,
         on_stale: Callable[[str], None] | None = None,
+        on_progress: Callable[[ReadProgress], None] | None = None,
     ) -> AsyncGenerator[list[Record], None]:
-        """`read`, with the records of each batch as one list: faster, since it works per batch."""
-        if limit is not None and limit < 0:
-            raise InvalidArgument("limit is below 0")
-        tail = await self._tail_for_read(start, on_stale, follow=follow)
-        bounds = [] if end is None else [end]
-        if limit is not None and (key is None or limit == 0):
-            bounds.append(start + limit)  # offsets are dense
-        if not follow:
-            bounds.append(tail)
-        until = min(bounds) if bounds else None
-        if until is not None and until <= start:
-            return
-        last = None if until is None else Offset(until)
-        left = limit  # of the key's records
-        chunks = self._reader().read(Offset(start), last, committed=tail, key=key)
-        async with contextlib.aclosing(chunks):
-            async for chunk in chunks:
-                for placed, placement in zip(chunk.batches, chunk.placements, strict=True):
-                    if placement.kind != KIND_RECORDS:
-                        continue
-                    records = decode_checked(placed, placement)
-                    if placement.first < start or (until is not None and placement.end > until):
-                        low = max(0, start - placement.first)
-                        high = None if until is None else max(0, until - placement.first)
-                        records = records[low:high]
-                    if key is not None:
-                        records = [record for record in records if record.key == key][:left]
-                        left = None if left is None else left - len(records)
-                    if records:
-                        yield records
-                    if left == 0 and key is not None:
-                        return
+        """`read`, with the records of each batch as one list: faster, since it works per batch.
 
-    def _reader(self) -> LogReader | PlainReader:
-        connection = self._connection
-        if not connection.smart:
-            return PlainReader(connection, self.name, self._read_config)
-        return LogReader(
-            connection.transport,
-            self._route.slice_at,
-            connection.clock,
-            connection.rng,
-            config=self._read_config,
+        A list has one record at least. A limit in bytes alone is work for each record.
+        """
+        return self._reads.batches(
+            start,
+            ReadOptions(
+                end=end,
+                follow=follow,
+                limit=limit,
+                key=key,
+                limit_bytes=limit_bytes,
+                until=until,
+                include_control=include_control,
+                on_stale=on_stale,
+                on_progress=on_progress,
+            ),
         )
 
-    async def _tail_for_read(
-        self, start: int, on_stale: Callable[[str], None] | None, *, follow: bool
-    ) -> Offset:
-        """The tail to read up to: the real one, or the highest known if nobody can tell that."""
-        if start < 0:
-            raise OffsetOutOfRange(offset=start, tail=None)
-        config = self._connection.config
-        # A follower needs the tail only to refuse a start beyond it; its first record should not
-        # wait long for an answer that may not come.
-        limit_s = min(config.attempt_timeout_s, config.timeout_s) if follow else config.timeout_s
-        try:
-            tail = await self.tail(timeout_s=limit_s)
-        except (LogUnavailable, Unreachable, DeadlineExceeded) as error:
-            tail = await self.known_tail()
-            if start > tail:
-                raise  # whether that is out of range is what nobody can tell
-            message = (
-                f"the tail of {self.name} is not known for certain ({error}); "
-                f"reading up to {tail}, the highest that a log server knows"
-            )
-            if on_stale is not None:
-                on_stale(message)
-            else:
-                log.warning("read.stale_tail", extra={"log": self.name, "known_tail": tail})
-            return tail
-        if start > tail:
-            raise OffsetOutOfRange(offset=start, tail=tail)
-        return tail
+    async def read_last(self, count: int) -> list[Record]:
+        """The last `count` records before the tail, in order; fewer if the log has fewer.
+
+        All of them are held in memory. The tail is linearizable, as `tail` gives it.
+
+        Raises:
+            InvalidArgument: `count` is below 0 or above `READ_LAST_MAX` (65,536).
+            What `tail` and `read` raise.
+
+        **Cancellation:** ends the read.
+        """
+        return await self._reads.last(count)
+
+    async def find_offset(self, timestamp: Timestamp) -> Offset:
+        """The offset of the first record at or after a moment; the tail if there is none.
+
+        The moment is a `datetime` with a time zone or Unix time in milliseconds, and what counts is
+        the sequencer's timestamp of each record. Whatever was acknowledged before the call is taken
+        into account. Takes time in proportion to the logarithm of the log's length.
+
+        Raises:
+            InvalidArgument: no such moment. DataLoss, Unreachable: the records that would tell
+            can't be had. LogNotFound. What `tail` raises, if the answer is not known without it.
+
+        **Cancellation:** safe at any moment.
+        """
+        return await self._reads.find_offset(timestamp)
 
     # The tail.
 
@@ -346,8 +338,7 @@ class Log:
             DeadlineExceeded: it does not answer, or no write quorum answers it.
             LogNotFound. Unreachable: no node could be asked in time.
         """
-        limit_s = self._connection.config.timeout_s if timeout_s is None else timeout_s
-        return await TailFinder(self._connection, self._route).find(limit_s)
+        return await self._reads.tail(timeout_s=timeout_s)
 
     async def known_tail(self) -> Offset:
         """A tail that some log server knows: cheap, needs no sequencer, and may be behind.
@@ -355,9 +346,7 @@ class Log:
         Raises:
             LogNotFound. LogUnavailable: no log server answers. Unreachable: no node does.
         """
-        request = log_pb2.GetKnownTailRequest(log=self.name)
-        answer = await self._connection.call(GET_KNOWN_TAIL, request)
-        return Offset(answer.tail)
+        return await self._reads.known_tail()
 
     async def describe(self) -> types_pb2.LogDescription:
         """The log's configuration, its chain and its nodes, fetched anew."""

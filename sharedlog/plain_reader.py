@@ -41,6 +41,7 @@ class PlainReader:
         *,
         committed: Offset = START,
         key: bytes | None = None,
+        include_control: bool = False,
     ) -> AsyncGenerator[ReadChunk, None]:
         """See `LogReader.read`. Also raises what the node answers, e.g. `OffsetOutOfRange`."""
         connection, clock = self._connection, self._connection.clock
@@ -54,6 +55,7 @@ class PlainReader:
             failure: SharedLogError
             try:
                 request = self._request(position, end, follow=end is None or end > floor, key=key)
+                request.include_control = include_control
                 async with asyncio.timeout(self._config.silence_s):
                     await stream.send(request)
                     await stream.end()

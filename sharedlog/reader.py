@@ -124,7 +124,8 @@ class LogReader:
     """Reads batches of one log. One object serves any number of reads, also at the same time.
 
     `describe` tells the chain. `verify` checks a placed batch and returns its placement; a front
-    door whose clients check again may pass `parse_placement`.
+    door whose clients check again may pass `parse_placement`. With `headers_only` batches come
+    without their payloads, which only `parse_placement` can check.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class LogReader:
         *,
         config: ReaderConfig | None = None,
         verify: Verify = check_placed,
+        headers_only: bool = False,
     ) -> None:
         self._transport = transport
         self._describe = describe
@@ -143,6 +145,7 @@ class LogReader:
         self._rng = rng
         self._config = config or ReaderConfig()
         self._verify = verify
+        self._headers_only = headers_only
 
     async def read(
         self,
@@ -354,6 +357,7 @@ class LogReader:
         Raises what the replica raised, TimeoutError if it was silent, `_Behind` if it is behind.
         """
         request = read_request(at, description, segment, replica, only)
+        request.headers_only = self._headers_only
         wanted = LogletId(LogId(description.log_id), segment.index)
         segment_end = segment.end if segment.HasField("end") else None
         limit_s = min(self._config.silence_s, _FIRST_ANSWER_S * (1 << min(at.slow_starts, 8)))

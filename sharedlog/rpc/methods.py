@@ -54,6 +54,9 @@ FIND_TAIL = proto_method("LogService/FindTail", log_pb2.FindTailRequest, log_pb2
 GET_KNOWN_TAIL = proto_method(
     "LogService/GetKnownTail", log_pb2.GetKnownTailRequest, log_pb2.GetKnownTailResponse
 )
+FIND_OFFSET = proto_method(
+    "LogService/FindOffset", log_pb2.FindOffsetRequest, log_pb2.FindOffsetResponse
+)
 GET_NODES = proto_method(
     "ClusterService/GetNodes", cluster_pb2.GetNodesRequest, cluster_pb2.GetNodesResponse
 )
@@ -78,6 +81,9 @@ RAISE_COMMITTED_TAIL = proto_method(
 )
 DIGEST = proto_method(
     "LogServerService/Digest", log_server_pb2.DigestRequest, log_server_pb2.DigestResponse
+)
+FIND_TIME = proto_method(
+    "LogServerService/FindTime", log_server_pb2.FindTimeRequest, log_server_pb2.FindTimeResponse
 )
 PING = proto_method("ClusterService/Ping", cluster_pb2.PingRequest, cluster_pb2.PingResponse)
 REPORT_SUSPECT = proto_method(

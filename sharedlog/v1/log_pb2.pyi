@@ -533,6 +533,11 @@ class ReadRequest(_message.Message):
     FOLLOW_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
+    LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    START_TIMESTAMP_MS_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    UNTIL_TIMESTAMP_MS_FIELD_NUMBER: _builtins.int
+    INCLUDE_CONTROL_FIELD_NUMBER: _builtins.int
     log: _builtins.str
     """The log's name."""
     start: _builtins.int
@@ -547,6 +552,21 @@ class ReadRequest(_message.Message):
     """
     key: _builtins.bytes
     """Only records with this key. ReadRecords sends no others; Read leaves out batches that can't have any."""
+    limit_bytes: _builtins.int
+    """Ends before the record with which values, keys and headers would sum up to more bytes, and once they have
+    reached it; at least one record is sent; 0 is no limit. Read counts whole placed batches, and ends after the
+    one that reaches it.
+    """
+    start_timestamp_ms: _builtins.int
+    """Unix time in milliseconds: begins at the first record at or after it. Without `start` and `last`."""
+    last: _builtins.int
+    """Begins so many offsets before the tail, as FindTail gives it when the read starts, or at 0. Without `start`."""
+    until_timestamp_ms: _builtins.int
+    """Unix time in milliseconds: ends before the first record at or after it."""
+    include_control: _builtins.bool
+    """ReadRecords sends control records too, which are otherwise passed over, as offsets without a record. Read
+    always sends their batches; their placement tells what they are.
+    """
     def __init__(
         self,
         *,
@@ -556,19 +576,36 @@ class ReadRequest(_message.Message):
         follow: _builtins.bool = ...,
         limit: _builtins.int = ...,
         key: _builtins.bytes | None = ...,
+        limit_bytes: _builtins.int = ...,
+        start_timestamp_ms: _builtins.int | None = ...,
+        last: _builtins.int | None = ...,
+        until_timestamp_ms: _builtins.int | None = ...,
+        include_control: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_key", b"_key", "end", b"end", "key", b"key"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_key", b"_key", "_last", b"_last", "_start_timestamp_ms", b"_start_timestamp_ms", "_until_timestamp_ms", b"_until_timestamp_ms", "end", b"end", "key", b"key", "last", b"last", "start_timestamp_ms", b"start_timestamp_ms", "until_timestamp_ms", b"until_timestamp_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_key", b"_key", "end", b"end", "follow", b"follow", "key", b"key", "limit", b"limit", "log", b"log", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_key", b"_key", "_last", b"_last", "_start_timestamp_ms", b"_start_timestamp_ms", "_until_timestamp_ms", b"_until_timestamp_ms", "end", b"end", "follow", b"follow", "include_control", b"include_control", "key", b"key", "last", b"last", "limit", b"limit", "limit_bytes", b"limit_bytes", "log", b"log", "start", b"start", "start_timestamp_ms", b"start_timestamp_ms", "until_timestamp_ms", b"until_timestamp_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
     _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015
     _WhichOneofReturnType__key: _TypeAlias = _typing.Literal["key"]  # noqa: Y015
     _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
+    _WhichOneofReturnType__last: _TypeAlias = _typing.Literal["last"]  # noqa: Y015
+    _WhichOneofArgType__last: _TypeAlias = _typing.Literal["_last", b"_last"]  # noqa: Y015
+    _WhichOneofReturnType__start_timestamp_ms: _TypeAlias = _typing.Literal["start_timestamp_ms"]  # noqa: Y015
+    _WhichOneofArgType__start_timestamp_ms: _TypeAlias = _typing.Literal["_start_timestamp_ms", b"_start_timestamp_ms"]  # noqa: Y015
+    _WhichOneofReturnType__until_timestamp_ms: _TypeAlias = _typing.Literal["until_timestamp_ms"]  # noqa: Y015
+    _WhichOneofArgType__until_timestamp_ms: _TypeAlias = _typing.Literal["_until_timestamp_ms", b"_until_timestamp_ms"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__end) -> _WhichOneofReturnType__end | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__key) -> _WhichOneofReturnType__key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last) -> _WhichOneofReturnType__last | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__start_timestamp_ms) -> _WhichOneofReturnType__start_timestamp_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__until_timestamp_ms) -> _WhichOneofReturnType__until_timestamp_ms | None: ...
 
 Global___ReadRequest: _TypeAlias = ReadRequest  # noqa: Y015
 
@@ -777,3 +814,47 @@ class FenceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FenceResponse: _TypeAlias = FenceResponse  # noqa: Y015
+
+@_typing.final
+class FindOffsetRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_MS_FIELD_NUMBER: _builtins.int
+    log: _builtins.str
+    """The log's name."""
+    timestamp_ms: _builtins.int
+    """Unix time in milliseconds."""
+    def __init__(
+        self,
+        *,
+        log: _builtins.str = ...,
+        timestamp_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log", b"log", "timestamp_ms", b"timestamp_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindOffsetRequest: _TypeAlias = FindOffsetRequest  # noqa: Y015
+
+@_typing.final
+class FindOffsetResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """Of the first record at or after the moment; the tail if there is none."""
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindOffsetResponse: _TypeAlias = FindOffsetResponse  # noqa: Y015

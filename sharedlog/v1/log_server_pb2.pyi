@@ -910,3 +910,80 @@ class RaiseCommittedTailResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RaiseCommittedTailResponse: _TypeAlias = RaiseCommittedTailResponse  # noqa: Y015
+
+@_typing.final
+class FindTimeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    LOGLET_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_MS_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    SEGMENT_END_FIELD_NUMBER: _builtins.int
+    storage_id: _builtins.str
+    """Whom the request is for; another store refuses it."""
+    timestamp_ms: _builtins.int
+    """Unix time in milliseconds."""
+    start: _builtins.int
+    """Looks at batches that overlap [start, end) alone. Inclusive."""
+    end: _builtins.int
+    """Exclusive. The server never looks beyond the committed tail that it knows, or the segment's end."""
+    segment_end: _builtins.int
+    """The segment's end as the chain gives it: proof that everything below is committed. Absent for an open segment."""
+    @_builtins.property
+    def loglet(self) -> _types_pb2.LogletId:
+        """Where to look."""
+
+    def __init__(
+        self,
+        *,
+        storage_id: _builtins.str = ...,
+        loglet: _types_pb2.LogletId | None = ...,
+        timestamp_ms: _builtins.int = ...,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+        segment_end: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_segment_end", b"_segment_end", "loglet", b"loglet", "segment_end", b"segment_end"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_segment_end", b"_segment_end", "end", b"end", "loglet", b"loglet", "segment_end", b"segment_end", "start", b"start", "storage_id", b"storage_id", "timestamp_ms", b"timestamp_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__segment_end: _TypeAlias = _typing.Literal["segment_end"]  # noqa: Y015
+    _WhichOneofArgType__segment_end: _TypeAlias = _typing.Literal["_segment_end", b"_segment_end"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__segment_end) -> _WhichOneofReturnType__segment_end | None: ...
+
+Global___FindTimeRequest: _TypeAlias = FindTimeRequest  # noqa: Y015
+
+@_typing.final
+class FindTimeResponse(_message.Message):
+    """What the server has seen, and no more: the record that is looked for is in neither batch's gap if
+    `before` ends where `after` begins. Otherwise what lies between them is a hole here, or damaged, or not
+    known to be committed, and another replica must be asked about it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    VISIBLE_FIELD_NUMBER: _builtins.int
+    before: _builtins.bytes
+    """The fixed part (docs/batch-format.md) of the last batch that is earlier than the moment; empty: none is."""
+    after: _builtins.bytes
+    """The same of the first batch that is not earlier; empty: none is that late."""
+    visible: _builtins.int
+    """The server has looked no further: the committed tail that it knows, or the segment's end, exclusive."""
+    def __init__(
+        self,
+        *,
+        before: _builtins.bytes = ...,
+        after: _builtins.bytes = ...,
+        visible: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "visible", b"visible"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindTimeResponse: _TypeAlias = FindTimeResponse  # noqa: Y015

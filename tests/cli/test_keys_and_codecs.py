@@ -9,7 +9,7 @@ import pytest
 from helpers.command import Cli
 
 import sharedlog
-from sharedlog.batch import decode_checked, parse_batch_header
+from sharedlog.batch import PLACEMENT_BYTES, decode_checked, parse_batch_header
 from sharedlog.cluster import Routing
 from sharedlog.codec import Compression
 from sharedlog.dev_cluster import DevCluster
@@ -81,11 +81,11 @@ def test_a_key_is_read_from_the_batches_that_may_have_it(
                 found = connected.log(name)
                 wanted = list(range(12, RECORDS, KEYS))
                 assert [it.offset async for it in found.read(key=b"k12")] == wanted
-                chunks = found._reader().read(Offset(0), Offset(RECORDS), key=b"k12")
+                chunks = found._reads._reader().read(Offset(0), Offset(RECORDS), key=b"k12")
                 covered, sent = 0, 0
                 async for chunk in chunks:
                     for placed, placement in zip(chunk.batches, chunk.placements, strict=True):
-                        codec = parse_batch_header(placed, 52).codec
+                        codec = parse_batch_header(placed, PLACEMENT_BYTES).codec
                         assert (codec == 0) == (compression == "none")
                         assert len(decode_checked(placed, placement)) == placement.record_count
                         sent += placement.record_count

@@ -99,7 +99,9 @@ async def test_chunks_say_what_was_left_out(memory: MemoryCluster) -> None:
     """Every offset is in a batch or in a range that was left out, side by side."""
     async with connect(memory) as cluster:
         log = cluster.log("orders")
-        chunks = [chunk async for chunk in log._reader().read(Offset(0), Offset(60), key=b"k4")]
+        chunks = [
+            chunk async for chunk in log._reads._reader().read(Offset(0), Offset(60), key=b"k4")
+        ]
     ranges = [(it.first, it.end) for chunk in chunks for it in chunk.placements]
     assert len(ranges) < 6
     ranges += [skip for chunk in chunks for skip in chunk.skipped]

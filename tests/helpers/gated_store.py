@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from loglet.lmdb_store import LmdbLogStore
-from loglet.store import HeldBatch, LogletState, StoreSpace, Write
+from loglet.store import HeldBatch, LogletState, Neighbours, StoreSpace, Write
 from sharedlog.ids import LogletId, Offset, StorageId
 
 
@@ -53,6 +53,11 @@ class GatedStore:
         return await self.inner.scan(
             loglet, start, end, verify=verify, max_batches=max_batches, max_bytes=max_bytes
         )
+
+    async def find_time(
+        self, loglet: LogletId, start: Offset, end: Offset, timestamp_ms: int
+    ) -> Neighbours:
+        return await self.inner.find_time(loglet, start, end, timestamp_ms)
 
     def space(self) -> StoreSpace:
         return self.inner.space()

@@ -33,7 +33,7 @@ from sharedlog.ids import Generation, LogId, LogletId, NodeId, Offset, Sequencer
 from sharedlog.rpc.grpc_client import GrpcTransport
 from sharedlog.rpc.grpc_server import GrpcServer
 from sharedlog.rpc.loopback import Loopback
-from sharedlog.rpc.methods import DIGEST, LIST_LOGLETS, READ_LOGLET
+from sharedlog.rpc.methods import DIGEST, FIND_TIME, LIST_LOGLETS, READ_LOGLET
 from sharedlog.rpc.transport import ClientStream, Transport
 from sharedlog.v1 import log_server_pb2
 
@@ -56,12 +56,14 @@ def placed(
     committed: int = 0,
     text: str = "",
     record_bytes: int = 0,
+    timestamp_ms: int | None = None,
 ) -> bytes:
     """A placed batch of `count` records that say their offsets; `text` tells it from another."""
     values = [f"{loglet}/{first + index}{text}".encode() for index in range(count)]
     batch = encode_records((value.ljust(record_bytes, b"."), None, None) for value in values)
     crc = parse_batch_header(batch).crc32c
-    placement = Placement(loglet, Offset(first), count, 1_000 + first, Offset(committed), crc)
+    time_ms = 1_000 + first if timestamp_ms is None else timestamp_ms
+    placement = Placement(loglet, Offset(first), count, time_ms, Offset(committed), crc)
     return place_batch(placement, batch)
 
 
@@ -196,6 +198,25 @@ class Served:
         message = log_server_pb2.ListLogletsRequest(storage_id=self.storage_id)
         answer = await self.transport.call(self.address, LIST_LOGLETS, message, timeout_s=WAIT_S)
         return list(answer.loglets)
+
+    async def find_time(
+        self,
+        timestamp_ms: int,
+        *,
+        loglet: LogletId = LOGLET,
+        start: int = 0,
+        end: int = 1 << 40,
+        segment_end: int | None = None,
+    ) -> log_server_pb2.FindTimeResponse:
+        message = log_server_pb2.FindTimeRequest(
+            storage_id=self.storage_id,
+            loglet=loglet_to_proto(loglet),
+            timestamp_ms=timestamp_ms,
+            start=start,
+            end=end,
+            segment_end=segment_end,
+        )
+        return await self.transport.call(self.address, FIND_TIME, message, timeout_s=WAIT_S)
 
     async def read(
         self,

@@ -34,6 +34,7 @@ class MemorySegment:
     generation: int
     nodeset: list[str]
     end: Offset | None = None
+    timestamp_ms: int = 0
     lost: list[types_pb2.LostRange] = field(default_factory=list)
 
 
@@ -51,6 +52,7 @@ class MemoryLog:
         self.chain_version = 1
         self.batches: list[bytes] = []
         self.tail = START
+        self.last_timestamp_ms = 0
         self._firsts: list[Offset] = []
         self._producers: dict[int, dict[int, Offset]] = {}  # what the present sequencer knows
 
@@ -73,6 +75,7 @@ class MemoryLog:
             sequencer or old.sequencer,
             old.generation + 1,
             nodeset or old.nodeset,
+            timestamp_ms=self.last_timestamp_ms,
         )
         if old.base == self.tail:
             self.chain.pop()
@@ -90,19 +93,24 @@ class MemoryLog:
         self.tail = end
         self.roll()
 
-    def append(self, batch: bytes) -> Offset:
-        """Take a batch; returns its first offset, the one it has if it is in the log already."""
+    def append(self, batch: bytes, *, timestamp_ms: int | None = None) -> Offset:
+        """Take a batch; returns its first offset, the one it has if it is in the log already.
+
+        Its time is a millisecond after the one before unless said otherwise; it never runs back.
+        """
         header = check_batch(batch)
         producer = header.producer
         known = self._producers.setdefault(producer.producer_id, {})
         if producer.producer_id and producer.sequence in known:
             return known[producer.sequence]
         first = self.tail
+        now_ms = 1_000 + len(self.batches) if timestamp_ms is None else timestamp_ms
+        self.last_timestamp_ms = max(self.last_timestamp_ms, now_ms)
         placement = Placement(
             LogletId(self.log_id, self.open_segment.index),
             first,
             header.record_count,
-            timestamp_ms=1_000 + len(self.batches),
+            timestamp_ms=self.last_timestamp_ms,
             committed_tail=first,
             batch_crc32c=header.crc32c,
         )
@@ -127,6 +135,12 @@ class MemoryLog:
             placement = parse_placement(placed)
             if placement.end > start:
                 yield placement, placed
+
+    def find_offset(self, timestamp_ms: int) -> Offset:
+        """The first offset that is not earlier, by looking at all of them."""
+        placements = map(parse_placement, self.batches)
+        later = (it.first for it in placements if it.timestamp_ms >= timestamp_ms)
+        return next(later, self.tail)
 
     def segment(self, index: int) -> MemorySegment | None:
         """The segment of this index, if the chain has it."""
@@ -161,5 +175,6 @@ class MemoryLog:
             ),
             nodeset=nodeset,
             write_quorum=self.write_quorum,
+            timestamp_ms=segment.timestamp_ms,
             lost=segment.lost,
         )

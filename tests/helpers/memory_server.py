@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from helpers.memory_log import MemoryLog
 from helpers.memory_sessions import MemorySessions, Session
 
+from loglet.time_search import find_neighbours
 from sharedlog.batch import (
+    HEADERS_BYTES,
     PLACEMENT_BYTES,
     Placement,
     encode_records,
@@ -33,7 +35,7 @@ from sharedlog.errors import (
     SharedLogError,
     WrongStorage,
 )
-from sharedlog.ids import LogId, Offset
+from sharedlog.ids import LogId, LogletId, Offset
 from sharedlog.rpc import methods
 from sharedlog.rpc.grpc_server import GrpcServer
 from sharedlog.rpc.transport import ServerStream
@@ -62,6 +64,8 @@ class Faults:
     known_tail: int | None = None  # of the log server: it knows no higher tail
     silent: bool = False  # reads are taken and never answered
     not_open: bool = False  # the log server never heard of any loglet
+    time_errors: deque[SharedLogError] = field(default_factory=deque)
+    damaged_placements: set[int] = field(default_factory=set)  # first offsets of their batches
     read_errors: deque[SharedLogError] = field(default_factory=deque)
     describe_errors: deque[SharedLogError] = field(default_factory=deque)
     report_errors: deque[SharedLogError] = field(default_factory=deque)
@@ -82,6 +86,7 @@ class MemoryNode:
         self.address = ""
         self.sessions_opened = 0
         self.reads_opened = 0
+        self.times_asked = 0
         self.batches_received = 0
         self.batches_skipped = 0
         self.openings: list[log_pb2.AppendSessionOpen] = []
@@ -102,6 +107,8 @@ class MemoryNode:
         server.add_call(methods.LIST_LOGS, self._list_logs)
         server.add_call(methods.FIND_TAIL, self._find_tail)
         server.add_call(methods.GET_KNOWN_TAIL, self._get_known_tail)
+        server.add_call(methods.FIND_OFFSET, self._find_offset)
+        server.add_call(methods.FIND_TIME, self._find_time)
         server.add_call(methods.GET_NODES, self._get_nodes)
         server.add_call(methods.GET_STATUS, self._get_status)
         server.add_call(methods.LIST_LOGLETS, self._list_loglets)
@@ -192,6 +199,10 @@ class MemoryNode:
     ) -> log_pb2.GetKnownTailResponse:
         return log_pb2.GetKnownTailResponse(tail=self._known_tail(self._cluster.find(request.log)))
 
+    async def _find_offset(self, request: log_pb2.FindOffsetRequest) -> log_pb2.FindOffsetResponse:
+        log = self._cluster.find(request.log)
+        return log_pb2.FindOffsetResponse(offset=log.find_offset(request.timestamp_ms))
+
     async def _get_nodes(self, _: cluster_pb2.GetNodesRequest) -> cluster_pb2.GetNodesResponse:
         return cluster_pb2.GetNodesResponse(
             cluster_id=CLUSTER_ID, nodes=self._cluster.node_addresses()
@@ -260,6 +271,42 @@ class MemoryNode:
             for log in self._cluster.logs.values()
         ]
         return log_server_pb2.ListLogletsResponse(loglets=found)
+
+    async def _find_time(
+        self, request: log_server_pb2.FindTimeRequest
+    ) -> log_server_pb2.FindTimeResponse:
+        self.times_asked += 1
+        await self.running.wait()
+        if request.storage_id != self.storage_id:
+            raise WrongStorage(f"this is {self.storage_id}")
+        if self.faults.time_errors:
+            raise self.faults.time_errors.popleft()
+        log = self._cluster.by_id(request.loglet.log_id)
+        index = request.loglet.segment_index
+        visible = self._told_end(log, index)
+        if request.HasField("segment_end"):
+            visible = Offset(request.segment_end)
+        if visible is None:
+            visible = self._known_tail(log)
+        if self.faults.not_open:
+            return log_server_pb2.FindTimeResponse(visible=visible)
+
+        def walk(first: Offset, end: Offset) -> Iterator[tuple[Offset, Offset, bytes]]:
+            for placement, placed in log.from_offset(first):
+                if placement.first >= end:
+                    return
+                if placement.loglet.segment_index == index and self._gap_at(placement) is None:
+                    fixed = placed[:HEADERS_BYTES]
+                    if placement.first in self.faults.damaged_placements:
+                        fixed = bytes(len(fixed))
+                    yield placement.first, placement.end, fixed
+
+        loglet = LogletId(log.log_id, index)
+        end = Offset(min(request.end, visible))
+        found = find_neighbours(walk, loglet, Offset(request.start), end, request.timestamp_ms)
+        return log_server_pb2.FindTimeResponse(
+            before=found.before, after=found.after, visible=visible
+        )
 
     async def _read_loglet(self, stream: LogletRead) -> None:
         request = await stream.receive()

@@ -32,19 +32,23 @@ def reads(*, tail: int | SharedLogError, known: int) -> Reads:
     async def known_tail(_: str) -> Offset:
         return Offset(known)
 
+    async def offset_of(_: str, timestamp_ms: int, below: Offset) -> Offset:
+        return Offset(min(timestamp_ms, below))
+
     return Reads(
         view=cast("Any", None),
         transport=cast("Any", None),
         clock=SystemClock(),
         random=Random(1),
         tails=cast("Any", SimpleNamespace(of=of, known=known_tail)),
+        offsets=cast("Any", SimpleNamespace(of=offset_of)),
         reads_max=1,
     )
 
 
 async def covered(found: Reads, **fields: Any) -> tuple[int, int | None]:
-    wanted = await found._range(log_pb2.ReadRequest(log="orders", **fields))
-    return wanted.start, wanted.end
+    opened = await found._open(log_pb2.ReadRequest(log="orders", **fields))
+    return opened.window.position, opened.window.leg_end
 
 
 @pytest.mark.parametrize("error", [LogUnavailable("no sequencer"), DeadlineExceeded("no quorum")])

@@ -86,6 +86,7 @@ async def behind(
         liveness=liveness,
         appends=unused,
         reads=unused,
+        offsets=unused,
         tails=unused,
         clock=CLOCK,
         random=Random(1),

@@ -25,12 +25,15 @@ from loglet.held import restored, verified
 from loglet.store import (
     HeldBatch,
     LogletState,
+    Neighbours,
     PutBatch,
     PutLoglet,
     PutRepaired,
     StoreSpace,
     Write,
 )
+from loglet.time_search import find_neighbours
+from sharedlog.batch import HEADERS_BYTES
 from sharedlog.errors import StoreFailed, StoreReadOnly
 from sharedlog.ids import LogletId, Offset, StorageId
 
@@ -249,6 +252,15 @@ class SimLogStore:
                 break
             found.append(verified(loglet, batch.first, batch.end, batch.placed))
         return found
+
+    async def find_time(
+        self, loglet: LogletId, start: Offset, end: Offset, timestamp_ms: int
+    ) -> Neighbours:
+        def walk(first: Offset, last: Offset) -> Iterator[tuple[Offset, Offset, bytes]]:
+            for batch in self._disk.read(loglet, first, last):
+                yield batch.first, batch.end, batch.placed[:HEADERS_BYTES]
+
+        return find_neighbours(walk, loglet, start, end, timestamp_ms)
 
     def space(self) -> StoreSpace:
         disk = self._disk

@@ -1,0 +1,131 @@
+"""The core of finding a moment in a log: where its first record can still lie.
+
+Rules of this file: no I/O, no clock, no `async`. `offset_finder.py` asks, this weighs answers.
+
+Theory of operation. Timestamps never run back within a log, so all of it is one sequence in which
+earlier records lie before later ones. The search keeps two offsets: everything below `low` is
+earlier than the moment, nothing at or above `high` is, and what is wanted is where they meet. Two
+kinds of evidence move them:
+
+    a segment     none of its batches is earlier than its timestamp, none before it is later
+    a placement   its batch is earlier than the moment, or it is not
+
+Both are facts of the log, whoever tells them: what a replica holds at an offset every replica holds
+there, and a placement carries its checksum. So no replica has to be complete. Each narrows the
+search by what it does hold, and what it lacks is left for another one: a hole can leave the search
+unfinished, and never makes it wrong. A range whose loss was accepted has no records, and is stepped
+over.
+
+One exception is inherited: a segment's timestamp may be some milliseconds low after a rare kind of
+damage (ADR 7), and so time may run back by as much across its start. The offset that is found then
+still has a record that is not earlier than the moment, with an earlier one before it.
+"""
+
+from __future__ import annotations
+
+from sharedlog.batch import Placement
+from sharedlog.ids import Offset
+from sharedlog.read_progress import lost_at
+from sharedlog.route import find_segment
+from sharedlog.v1 import types_pb2
+
+
+class OffsetSearch:
+    """Narrows [low, high] until they meet. See the module's docstring."""
+
+    def __init__(self, timestamp_ms: int, tail: Offset) -> None:
+        self.timestamp_ms = timestamp_ms
+        self.low = Offset(0)  # everything below it is earlier
+        self.high = tail  # nothing at or above it, and below the tail, is earlier
+        self._tail = tail
+        # Where segments begin that have lost their first records, and where what they have begins.
+        self._kept: dict[int, int] = {}
+        self.description: types_pb2.LogDescription | None = None
+        self._segment: types_pb2.Segment | None = None
+        # Invariant: low <= high, and both only move towards each other.
+
+    @property
+    def done(self) -> bool:
+        """They have met: `answer` is known."""
+        return self.low == self.high
+
+    @property
+    def answer(self) -> Offset:
+        """The offset of the first record at or above `high`; the tail if there is none."""
+        found: int = self.high
+        while found in self._kept:
+            found = self._kept[found]
+        return Offset(min(found, self._tail))
+
+    @property
+    def has_later(self) -> bool:
+        """Something below the tail is not earlier: the answer is more than where the log ends."""
+        return self.answer < self._tail
+
+    @property
+    def state(self) -> tuple[int, int, int, bool]:
+        """Changes whenever the search gets further."""
+        return self.low, self.high, self.look_at, self.segment is None
+
+    @property
+    def segment(self) -> types_pb2.Segment | None:
+        """The segment that holds all of [low, high); None: see `look_at`."""
+        found = self._segment
+        if found is None or self.low < found.base:
+            return None
+        return found if not found.HasField("end") or self.high <= found.end else None
+
+    @property
+    def look_at(self) -> Offset:
+        """The offset whose part of the chain is to be read: it narrows the search most."""
+        found = self._segment
+        if found is not None and found.base <= self.low < found.end < self.high:
+            # The part that was read ends here: the next segment, or else one far beyond it.
+            return Offset((found.end + self.high) // 2)
+        return self.low
+
+    def on_chain(self, description: types_pb2.LogDescription, asked: Offset) -> None:
+        """A part of the chain: the segment that holds `asked`, and some that follow it."""
+        before = self.low
+        for segment in description.chain:
+            kept = _behind_losses(segment, Offset(segment.base))
+            if kept > segment.base:
+                self._kept[segment.base] = kept
+            if segment.timestamp_ms < self.timestamp_ms:
+                self._raise_low(segment.base)
+            else:
+                self._lower_high(segment.base)
+        if description.chain and description.chain[0].base > asked:
+            self._raise_low(description.chain[0].base)  # nothing is kept below the first
+        found = find_segment(description, self.low)
+        if found is not None:
+            self.description, self._segment = description, found
+        elif self.low != before:
+            self._segment = None
+        self._pass_lost()
+
+    def on_placement(self, placement: Placement) -> None:
+        """A batch of the log."""
+        if placement.timestamp_ms < self.timestamp_ms:
+            self._raise_low(placement.end)
+            self._pass_lost()
+        else:
+            self._lower_high(placement.first)
+
+    def _raise_low(self, offset: int) -> None:
+        self.low = Offset(max(self.low, min(offset, self.high)))
+
+    def _lower_high(self, offset: int) -> None:
+        self.high = Offset(min(self.high, max(offset, self.low)))
+
+    def _pass_lost(self) -> None:
+        """Nothing is left to be found in a range whose loss was accepted."""
+        if self._segment is not None:
+            self._raise_low(_behind_losses(self._segment, self.low))
+
+
+def _behind_losses(segment: types_pb2.Segment, offset: Offset) -> int:
+    """The offset, or where the loss ends that it lies in, and those that follow at once."""
+    while (lost := lost_at(segment, offset)) is not None:
+        offset = Offset(lost.end)
+    return offset
