@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from random import Random
 from types import TracebackType
 from typing import Literal, Self
 
 from sharedlog.admin import Admin
+from sharedlog.batch import Record
 from sharedlog.clock import Clock, SystemClock
 from sharedlog.config import AppenderConfig, ClientConfig, ReaderConfig
 from sharedlog.connection import Connection, parse_addresses
 from sharedlog.errors import InvalidArgument
-from sharedlog.limits import LIST_PAGE_MAX
+from sharedlog.limits import LIST_PAGE_MAX, READ_MANY_MAX
 from sharedlog.log import Log
 from sharedlog.rpc.methods import CREATE_LOG, DESCRIBE_LOG, GET_NODES, GET_STATUS, LIST_LOGS
 from sharedlog.rpc.transport import Transport
+from sharedlog.starts import Start
 from sharedlog.v1 import cluster_pb2, log_pb2, types_pb2
 
 Routing = Literal["smart", "plain"]
@@ -161,6 +163,52 @@ class Cluster:
             found.extend(page.logs)
             more = page.more and len(page.logs) > 0
         return found
+
+    def read_many(
+        self,
+        logs: Iterable[str | Log],
+        *,
+        start: Start | Mapping[str, Start] = 0,
+        follow: bool = False,
+    ) -> AsyncGenerator[tuple[str, Record], None]:
+        """Records of several logs as one sequence: the name of its log with each record.
+
+        Each log's records come in their order, every one once. Those of different logs come in the
+        order of their timestamps, and of their names where these are equal. `start` is one for all,
+        or for each by name; a log that is not named there starts at 0. Ends at the logs' tails as
+        they are when it starts, and then the order is exact.
+
+        With `follow` it goes on for ever. What was there when it started is merged exactly. From
+        then on a record is handed out once each other log has a later one, or has been read up to a
+        tail that was asked for after the record had come. So whatever was acknowledged before that
+        moment comes before it, if its timestamp is smaller. What is appended to another log later
+        comes later, even if the clock of that log's sequencer is behind; and a log whose tail can't
+        be told holds up the others for a second, then they go on without it until it is heard of.
+
+        Holds some 4 MiB of values, or one batch, of each log at a time, and reads on as they are
+        taken.
+
+        Raises:
+            InvalidArgument: a log is given twice, or more than `READ_MANY_MAX` (64) are, or `start`
+            names another. What `Log.read` raises, for the first log whose read fails; nothing is
+            handed out after that.
+
+        **Cancellation:** ends the reads. After leaving the loop early, `aclose` ends them at once.
+        """
+        from sharedlog.merged_reads import MergedReads  # late: most programs read one log at a time
+
+        found = [it if isinstance(it, Log) else self.log(it) for it in logs]
+        by_name = {log.name: log for log in found}
+        if len(by_name) < len(found):
+            raise InvalidArgument("a log is given twice")
+        if len(found) > READ_MANY_MAX:
+            raise InvalidArgument(f"{len(found)} logs are too many; {READ_MANY_MAX} are merged")
+        given = start if isinstance(start, Mapping) else dict.fromkeys(by_name, start)
+        if unknown := sorted(given.keys() - by_name.keys()):
+            raise InvalidArgument(f"start names {unknown[0]!r}, which is not to be read")
+        starts: dict[str, Start] = {name: given.get(name, 0) for name in by_name}
+        reads = MergedReads(by_name, starts, follow=follow, clock=self._connection.clock)
+        return reads.records()
 
     async def describe_log(self, name: str) -> types_pb2.LogDescription:
         """One log: its configuration, its chain and its nodes.

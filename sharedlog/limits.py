@@ -51,6 +51,9 @@ METADATA_KEY_BYTES_MAX: Final = 480
 READ_LAST_MAX: Final = 65_536
 """Records that `Log.read_last` holds at a time."""
 
+READ_MANY_MAX: Final = 64
+"""Logs that `Cluster.read_many` merges."""
+
 LIST_PAGE_MAX: Final = 1_000
 """Entries in one page of a listing."""
 

@@ -28,6 +28,7 @@ PURE = {
     "loglet/recovery.py",
     "loglet/recovery_steps.py",
     "loglet/repair_rules.py",
+    "loglet/time_search.py",
     "metadata/core.py",
     "metadata/quorum.py",
     "metadata/reconfiguration.py",
@@ -39,6 +40,8 @@ PURE = {
     "sharedlog/batch.py",
     "sharedlog/codec.py",
     "sharedlog/key_digest.py",
+    "sharedlog/merge.py",
+    "sharedlog/read_window.py",
 }
 """Files that decide and do no I/O; every `core.py` is one."""
 
@@ -53,6 +56,8 @@ OWN_TASKS = {
     "loglet/service.py",
     # It serves handlers, which begin and end with their streams; `close` ends them all.
     "sharedlog/rpc/loopback.py",
+    # A group would cancel whoever iterates; the generator ends its task and waits for it.
+    "sharedlog/merged_reads.py",
     # `run_together`: waits for all that it starts.
     "sharedlog/tasks.py",
     # A process's root: it stops its parts in order, and waits for them.
