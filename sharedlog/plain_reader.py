@@ -45,17 +45,16 @@ class PlainReader:
     ) -> AsyncGenerator[ReadChunk, None]:
         """See `LogReader.read`. Also raises what the node answers, e.g. `OffsetOutOfRange`."""
         connection, clock = self._connection, self._connection.clock
-        position, floor = start, committed
+        position, floor, corrupt_in_row = start, committed, 0
+        asked = self._asked(key, include_control=include_control)
         backoff = connection.backoff()
         since_s = clock.monotonic_s()
-        corrupt_in_row = 0
         while end is None or position < end:
             address = connection.address()
             stream = connection.transport.stream(address, READ)
             failure: SharedLogError
             try:
-                request = self._request(position, end, follow=end is None or end > floor, key=key)
-                request.include_control = include_control
+                request = _request(asked, position, end, follow=end is None or end > floor)
                 async with asyncio.timeout(self._config.silence_s):
                     await stream.send(request)
                     await stream.end()
@@ -100,9 +99,16 @@ class PlainReader:
             connection.avoid(address)
             await clock.sleep(backoff.next_s())
 
-    def _request(
-        self, position: Offset, end: Offset | None, *, follow: bool, key: bytes | None
-    ) -> log_pb2.ReadRequest:
+    def _asked(self, key: bytes | None, *, include_control: bool) -> log_pb2.ReadRequest:
+        """What is the same in each request."""
         if key is not None:
             check_key(key)
-        return log_pb2.ReadRequest(log=self._name, start=position, end=end, follow=follow, key=key)
+        return log_pb2.ReadRequest(log=self._name, key=key, include_control=include_control)
+
+
+def _request(
+    asked: log_pb2.ReadRequest, position: Offset, end: Offset | None, *, follow: bool
+) -> log_pb2.ReadRequest:
+    request = log_pb2.ReadRequest(start=position, end=end, follow=follow)
+    request.MergeFrom(asked)
+    return request

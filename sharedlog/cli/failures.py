@@ -102,7 +102,8 @@ def message_of(error: BaseException, *, address: str | None = None) -> str:
     if isinstance(error, errors.LogNotFound):
         return f"{_one_line(str(error))}; see: sharedlog log ls"
     if isinstance(error, errors.SharedLogError):
-        return _one_line(str(error) or type(error).__name__)
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        return _one_line((str(error) or type(error).__name__) + notes)
     if isinstance(error, TimeoutError):
         return _one_line(str(error) or "no answer in time; --timeout SECONDS waits longer")
     if isinstance(error, OSError):

@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 
 _HERE = "sharedlog.cli.logs"
 _CHAIN = "sharedlog.cli.chain"
+_MOMENTS = "sharedlog.cli.moments"
 _RECONFIGURE = "sharedlog.cli.reconfigure"
 _SECTIONS = {
     "Logs": {
         "create": Lazy(_HERE, "create", "Create a log."),
         "ls": Lazy(_HERE, "list_logs", "List the logs."),
         "describe": Lazy(_HERE, "describe", "Show one log's configuration, tail and chain."),
+        "find-offset": Lazy(_MOMENTS, "find_offset", "Show the offset of a moment."),
     },
     "Change": {
         "reconfigure": Lazy(_RECONFIGURE, "reconfigure", "Change sequencer, servers or quorum."),

@@ -224,6 +224,15 @@ def make_formatter(kind: str, show: Sequence[str] = ()) -> Formatter:
     return lambda records: _join_lines([b"\t".join([c(r) for c in columns]) for r in records])
 
 
+def named(name: str, line: bytes, kind: str) -> bytes:
+    """One printed record with its log's name before it; `raw` has nothing but values."""
+    if kind == "raw":
+        return line
+    if kind == "json":
+        return f'{{"log": {encode_basestring(name)}, '.encode() + line[1:]
+    return name.encode() + b"\t" + line
+
+
 def json_line(record: Record) -> bytes:
     """A record as one line of JSON."""
     offset, value, key, headers, timestamp_ms = record

@@ -16,6 +16,7 @@ from sharedlog.batch import Record, encode_records
 from sharedlog.cluster import Cluster, Routing
 from sharedlog.errors import InvalidArgument, LogNotFound, LogUnavailable, OffsetOutOfRange
 from sharedlog.limits import READ_MANY_MAX
+from sharedlog.log import Log
 
 ROUTINGS = pytest.mark.parametrize("routing", ["smart", "plain"])
 Found = list[tuple[str, int]]
@@ -74,8 +75,8 @@ async def test_starts_are_one_for_all_or_one_for_each(memory: MemoryCluster) -> 
     """A log that is not named starts at 0; a `Log` does as well as its name."""
     three(memory)
     async with connect(memory) as cluster:
-        logs = [cluster.log("a"), "b", "c"]
-        starts = {"a": 3, "b": sharedlog.from_time(50)}
+        logs: list[str | Log] = [cluster.log("a"), "b", "c"]
+        starts: dict[str, sharedlog.Start] = {"a": 3, "b": sharedlog.from_time(50)}
         found = [(it, rec.timestamp_ms) async for it, rec in cluster.read_many(logs, start=starts)]
         assert found == [("c", 5), ("c", 30), ("b", 50), ("c", 60), ("a", 70), ("b", 70), ("c", 90)]
         since = cluster.read_many(["a", "b", "c"], start=sharedlog.from_time(60))
