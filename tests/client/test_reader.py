@@ -327,6 +327,25 @@ async def test_without_a_sequencer_reads_end_at_the_known_tail(
 
 
 @pytest.mark.parametrize("routing", ["smart", "plain"])
+async def test_without_a_sequencer_a_range_ends_at_the_known_tail(
+    memory: MemoryCluster, routing: Routing
+) -> None:
+    """Whether a range lies wholly in the log is not known then: what is known of it comes, and the
+    reader is told that this may not be all, although the records are there."""
+    for node in memory.nodes.values():
+        node.faults.find_tail_error = LogUnavailable("the sequencer is gone")
+        node.faults.known_tail = 91
+    config = sharedlog.ClientConfig(timeout_s=0.2)
+    async with sharedlog.connect(
+        memory.address, routing=routing, config=config, read_config=QUICK
+    ) as cluster:
+        told: list[str] = []
+        records = cluster.log("orders").read(85, 95, on_stale=told.append)
+        assert [record.value async for record in records] == VALUES[85:91]
+        assert "reading up to 91, the highest that a log server knows" in told[0]
+
+
+@pytest.mark.parametrize("routing", ["smart", "plain"])
 async def test_a_read_survives_the_death_of_its_node(
     memory: MemoryCluster, routing: Routing
 ) -> None:

@@ -14,7 +14,7 @@
 | `time` | timestamps never run backwards |
 | `changed` | what a reader got at an offset, time included, is what is there in the end |
 | `gap` | a reader gets every offset from its start on, once, in order, but for accepted losses |
-| `short` | a read that reached its end got all of it |
+| `short` | a read that ended got all up to its given end, unless told that the tail is uncertain |
 | `real-time` | appends, reads and tails are linearizable, see below |
 
 **Linearizability.** The log is one object, its state the sequence of records, and a record's offset
@@ -31,6 +31,10 @@ The history is linearizable if no *at least* is followed by a smaller *at most*:
 shrinks, and if no two bounds contradict each other, moments for all operations can be chosen in the
 order of their offsets. A failed append without an outcome bounds only its begin. A read that was
 told that the tail is not certain, and the cheap tail, give an *at least* and no *at most*.
+
+**Uncertain tails.** When nobody can tell the tail, `Log.read` says so and ends at the highest that
+a log server knows, wherever the end lies that it was given: an end beyond the tail is allowed, and
+whether this one is cannot be told then. So such a read may be short; what it got must be right.
 
 Pure: no I/O, no clock.
 """
@@ -189,7 +193,8 @@ def _check_reads(history: History, log: _Log) -> Iterator[Violation]:
                 now = "is not there" if there is None else f"is {there.value!r} in the end"
                 message = f"{who} got {seen.value!r}, {seen.timestamp_ms}, at {seen.offset}"
                 yield Violation("changed", f"{message}; it {now}")
-        if read.responded is not None and read.end is not None and read.position < read.end:
+        certain = read.responded is not None and not read.stale
+        if certain and read.end is not None and read.position < read.end:
             yield Violation("short", f"{who} ended at {read.position} of {read.end}")
 
 

@@ -281,14 +281,26 @@ def test_an_accepted_loss_excuses_what_it_names_and_nothing_else() -> None:
     assert kinds(history, replace(lossy, lost=[])) == {"dense", "changed", "gap"}
 
 
-def test_a_stale_read_may_miss_what_was_acknowledged() -> None:
-    """A read that was told so is no proof of the tail; what it got still counts."""
+@pytest.mark.parametrize("end", [None, 3])
+def test_a_stale_read_may_miss_what_was_acknowledged(end: int | None) -> None:
+    """A read that was told so is no proof of the tail, nor that its own end lies beyond it."""
     history, final = _good()
-    read = history.read("stale", 0)
+    read = history.read("stale", 0, end=end)
     read.stale = True
     history.saw(read, *final.records[0])
     history.read_ended(read)
     assert not check_history(history, final)
+
+
+def test_what_a_stale_read_got_still_counts() -> None:
+    """Being told that the tail is uncertain excuses an early end, and no wrong record or gap."""
+    history, final = _good()
+    read = history.read("stale", 0, end=3)
+    read.stale = True
+    history.saw(read, 0, b"z", 1000)
+    history.saw(read, *final.records[2])
+    history.read_ended(read)
+    assert kinds(history, final) == {"changed", "gap"}
 
 
 @pytest.mark.parametrize("seed", range(30))
