@@ -72,7 +72,7 @@ class Flights(Generic[Key, Result]):
             outcome.set_result(self._stopped())
             return outcome
         self._running[key] = outcome
-        task = self._tasks.create_task(self._do(make()), name=f"{self._what} {key}")
+        task = self._tasks.create_task(self._do(make), name=f"{self._what} {key}")
 
         def finished(task: asyncio.Task[Result | SharedLogError]) -> None:
             del self._running[key]
@@ -90,9 +90,10 @@ class Flights(Generic[Key, Result]):
     def _stopped(self) -> LogUnavailable:
         return LogUnavailable(f"the node does no {self._what} now: it starts or stops")
 
-    async def _do(self, work: Coroutine[Any, Any, Result]) -> Result | SharedLogError:
+    async def _do(self, make: Callable[[], Coroutine[Any, Any, Result]]) -> Result | SharedLogError:
         try:
-            return await work
+            # Made here: if this task is cancelled before its first step, there is nothing to await.
+            return await make()
         except SharedLogError as error:
             return error
         except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 
 import pytest
@@ -79,6 +79,32 @@ def test_everyone_hears_of_a_failure() -> None:
             assert found[0] is not found[1]
             with pytest.raises(LogUnavailable, match="ZeroDivisionError: oh"):
                 await flights.join("b", broken)
+
+    run_virtual(main)
+
+
+def test_work_that_is_cut_off_before_its_first_step_is_never_made() -> None:
+    """A node that ends at that very moment leaves no coroutine that nobody awaited."""
+
+    async def main() -> None:
+        made = False
+
+        async def work() -> int:
+            return 7
+
+        def make() -> Coroutine[object, object, int]:
+            nonlocal made
+            made = True
+            return work()
+
+        flights: Flights[str, int] = Flights("work")
+        running = asyncio.ensure_future(flights.run())
+        await asyncio.sleep(0)
+        running.cancel()
+        outcome = flights.start("a", make)  # before `running` has heard of its end
+        assert isinstance(await outcome, LogUnavailable)
+        assert running.cancelled()
+        assert not made
 
     run_virtual(main)
 
