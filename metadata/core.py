@@ -66,6 +66,7 @@ from typing import Final
 from metadata.quorum import QuorumRule, format_spread, make_spread, place_of
 from metadata.records import (
     STATE_READ_WRITE,
+    CreatedWith,
     LogRecord,
     NodeRecord,
     Replica,
@@ -322,6 +323,7 @@ def new_log_record(
     create_nonce: str,
     prefer: NodeId | None = None,
     spread: Spread = (),
+    created_with: CreatedWith = (),
 ) -> LogRecord:
     """A log with its first segment, open at offset 0. `write_quorum` 0 takes the majority.
 
@@ -350,6 +352,7 @@ def new_log_record(
         create_nonce=create_nonce,
         chain=(first,),
         spread=spread,
+        created_with=created_with,
     )
     check_chain(record)
     return record
@@ -469,8 +472,8 @@ def _check_lost_grows(log: LogRecord, was: Segment, now: Segment) -> None:
         raise _bad(log, f"forgets what segment {was.index} has lost")
 
 
-def _identity(log: LogRecord) -> tuple[LogId, str, int, str]:
-    return log.log_id, log.name, log.created_ms, log.create_nonce
+def _identity(log: LogRecord) -> tuple[LogId, str, int, str, CreatedWith]:
+    return log.log_id, log.name, log.created_ms, log.create_nonce, log.created_with
 
 
 def _fixed(segment: Segment) -> Segment:

@@ -22,11 +22,16 @@ from metadata.errors import MetadataCorrupt
 from metadata.records import (
     CLUSTER_KEY,
     CONTROLLER_KEY,
+    CURSORS_PREFIX,
     LOGS_PREFIX,
+    NAMESPACES_PREFIX,
     NODES_PREFIX,
     ClusterRecord,
+    CreatedWith,
+    CursorRecord,
     LeaseRecord,
     LogRecord,
+    NamespaceRecord,
     NodeRecord,
     Segment,
     Spread,
@@ -48,9 +53,13 @@ class _LogValue(msgspec.Struct):
     chain: ChainBody | list[Segment]
     spread: Spread = ()
     change_nonce: str = ""
+    created_with: CreatedWith = ()
 
 
-Record = TypeVar("Record", ClusterRecord, LeaseRecord, NodeRecord, _LogValue)
+_Plain = ClusterRecord | LeaseRecord | NodeRecord | NamespaceRecord | CursorRecord
+Record = TypeVar(
+    "Record", ClusterRecord, LeaseRecord, NodeRecord, NamespaceRecord, CursorRecord, _LogValue
+)
 
 _CHECKSUM_CHARS: Final = 8
 
@@ -61,6 +70,8 @@ _cluster_decoder: Final = msgspec.json.Decoder(ClusterRecord)
 _lease_decoder: Final = msgspec.json.Decoder(LeaseRecord)
 _node_decoder: Final = msgspec.json.Decoder(NodeRecord)
 _log_decoder: Final = msgspec.json.Decoder(_LogValue)
+_namespace_decoder: Final = msgspec.json.Decoder(NamespaceRecord)
+_cursor_decoder: Final = msgspec.json.Decoder(CursorRecord)
 
 
 def node_key(node_id: NodeId) -> str:
@@ -71,6 +82,21 @@ def node_key(node_id: NodeId) -> str:
 def log_key(name: str) -> str:
     """Where a log's record lies."""
     return LOGS_PREFIX + name
+
+
+def namespace_key(prefix: str) -> str:
+    """Where a namespace's record lies."""
+    return NAMESPACES_PREFIX + prefix
+
+
+def cursors_prefix(log_id: LogId) -> str:
+    """How the keys of a log's cursors begin."""
+    return f"{CURSORS_PREFIX}{log_id:016x}/"
+
+
+def cursor_key(log_id: LogId, name: str) -> str:
+    """Where a cursor's record lies."""
+    return cursors_prefix(log_id) + name
 
 
 def encode_cluster(record: ClusterRecord) -> bytes:
@@ -128,7 +154,27 @@ def decode_log(entry: Entry, decoder: ChainDecoder | None = None) -> LogRecord:
     return LogRecord(chain=chain, **head)
 
 
-def _seal(key: str, record: ClusterRecord | LeaseRecord | NodeRecord | dict[str, Any]) -> bytes:
+def encode_namespace(record: NamespaceRecord) -> bytes:
+    """The value of the key `namespace_key(record.prefix)`."""
+    return _seal(namespace_key(record.prefix), record)
+
+
+def decode_namespace(entry: Entry) -> NamespaceRecord:
+    """Raises `MetadataCorrupt`."""
+    return _open(_namespace_decoder, entry)
+
+
+def encode_cursor(record: CursorRecord) -> bytes:
+    """The value of the key `cursor_key(record.log_id, record.name)`."""
+    return _seal(cursor_key(record.log_id, record.name), record)
+
+
+def decode_cursor(entry: Entry) -> CursorRecord:
+    """Raises `MetadataCorrupt`."""
+    return _open(_cursor_decoder, entry)
+
+
+def _seal(key: str, record: _Plain | dict[str, Any]) -> bytes:
     body = _encode_json(record)
     return b"%08x %s" % (_checksum(key, body), body)
 

@@ -1,11 +1,13 @@
 """What is kept in the metadata store: nodes and logs, and how they become bytes.
 
-| key            | value         | changed by                                                     |
-|----------------|---------------|----------------------------------------------------------------|
-| `cluster`      | ClusterRecord | the first node, once                                           |
-| `controller`   | LeaseRecord   | whoever takes, renews or leaves the controller's lease         |
-| `nodes/<node>` | NodeRecord    | the node, at start; its state by operators and the controller  |
-| `logs/<name>`  | LogRecord     | create, and every change of the log's chain                    |
+| key                       | value           | changed by                                        |
+|---------------------------|-----------------|---------------------------------------------------|
+| `cluster`                 | ClusterRecord   | the first node, once                              |
+| `controller`              | LeaseRecord     | who takes, renews or leaves the controller's lease |
+| `nodes/<node>`            | NodeRecord      | the node, at start; operators and the controller  |
+| `logs/<name>`             | LogRecord       | create, and every change of the log's chain       |
+| `namespaces/<prefix>`     | NamespaceRecord | operators (`namespaces.py`)                       |
+| `cursors/<log_id>/<name>` | CursorRecord    | the cursor's owner, operators (`cursors.py`)      |
 
 A value is one line of JSON, so that a person can read it in an emergency, after its CRC32C:
 `{8 hex digits} {json}` (`encoding.py`). Unknown fields are kept out of the way: a newer node may
@@ -29,6 +31,8 @@ CLUSTER_KEY = "cluster"
 CONTROLLER_KEY = "controller"
 NODES_PREFIX = "nodes/"
 LOGS_PREFIX = "logs/"
+NAMESPACES_PREFIX = "namespaces/"
+CURSORS_PREFIX = "cursors/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +119,40 @@ class Segment:
     lost: tuple[LostRange, ...] = ()  # in order
 
 
+CreatedWith = tuple[tuple[str, str, str], ...]
+"""(setting, value, source) of each setting that was in force when a log was created: see
+`namespaces.py`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceRecord:
+    """What is inherited by the logs under a prefix that are created from now on.
+
+    A field that is None is inherited from a shorter prefix.
+    """
+
+    prefix: str  # ends with "/", or is empty: of every log
+    changed_ms: int
+    change_nonce: str  # of the last change: tells a repeated one from another
+    replicas: int | None = None
+    write_quorum: int | None = None
+    spread: Spread | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CursorRecord:
+    """A place in a log that its owner moves; see `cursors.py`."""
+
+    log_id: LogId
+    name: str
+    position: Offset  # first offset that is not done with
+    epoch: int  # counts the owners since the cursor was made, from 1
+    owner: str  # random, of the opening
+    owner_name: str  # as the owner calls itself
+    change: int = 0  # the last that the present owner made, by its own count
+    changed_ms: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogRecord:
     """A log and its chain: one value, so that a reconfiguration is one compare-and-swap."""
@@ -128,6 +166,7 @@ class LogRecord:
     chain: tuple[Segment, ...] = field(default=())
     spread: Spread = ()  # wanted of each new segment
     change_nonce: str = ""  # of the last change: tells whose it was when an answer got lost
+    created_with: CreatedWith = ()  # stays as it was, whatever is changed later
 
     @property
     def open_segment(self) -> Segment:

@@ -48,6 +48,7 @@ from metadata.records import (
     STATE_GONE,
     STATE_READ_WRITE,
     ClusterRecord,
+    CreatedWith,
     LogRecord,
     NodeRecord,
     Spread,
@@ -251,6 +252,7 @@ async def create_log(
     now_ms: int,
     prefer: NodeId | None = None,
     spread: Spread = (),
+    created_with: CreatedWith = (),
 ) -> tuple[LogRecord, Version]:
     """Make a log, or find the one that an earlier try with the same `nonce` made (field note 50).
 
@@ -284,6 +286,7 @@ async def create_log(
             create_nonce=nonce,
             prefer=prefer,
             spread=spread,
+            created_with=created_with,
         )
         try:
             version = await store.put(key, encode_log(record), expected=ABSENT)

@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from metadata.chain_encoding import ChainDecoder
@@ -63,6 +64,7 @@ class ClusterView:
         self._clock = clock
         self._nodes: dict[str, tuple[NodeRecord, Version]] = {}  # by key
         self._logs: dict[str, tuple[LogRecord, Version]] = {}  # by key
+        self._order: list[str] | None = None  # the same keys, sorted; None: to be sorted anew
         self._chains = ChainDecoder()
         self._damaged: dict[str, MetadataCorrupt] = {}
         self._nodes_ready = asyncio.Event()
@@ -103,7 +105,33 @@ class ClusterView:
 
     def logs(self) -> list[tuple[LogRecord, Version]]:
         """All logs known here, in order of their names; maybe stale."""
-        return [self._logs[key] for key in sorted(self._logs)]
+        return [self._logs[key] for key in self._log_keys()]
+
+    def page(
+        self, prefix: str, *, after: str, limit: int
+    ) -> tuple[list[tuple[LogRecord, Version]], bool]:
+        """Logs whose names start with `prefix` and come after `after`, and whether there are more.
+
+        In order of their names, at most `limit`; maybe stale. Costs what it returns.
+        """
+        keys = self._log_keys()
+        start = max(
+            bisect_left(keys, LOGS_PREFIX + prefix), bisect_right(keys, LOGS_PREFIX + after)
+        )
+        found: list[tuple[LogRecord, Version]] = []
+        for index in range(start, len(keys)):
+            if not keys[index].startswith(prefix, len(LOGS_PREFIX)):
+                break
+            if len(found) == limit:
+                return found, True
+            found.append(self._logs[keys[index]])
+        return found, False
+
+    def _log_keys(self) -> Sequence[str]:
+        """Keys of all logs known here, in order; sorted anew when there are others."""
+        if self._order is None:
+            self._order = sorted(self._logs)
+        return self._order
 
     async def fetch_node(self, node_id: NodeId) -> NodeRecord | None:
         """A node, maybe stale; one that is not known here is asked of the store. None: unknown.
@@ -267,6 +295,7 @@ class ClusterView:
                     self._on_changed(entry, decode, known)
                 case Deleted(key, _):
                     known.pop(key, None)
+                    self._order = None
                     self._chains.forget(key)
                     self._damaged.pop(key, None)
                 case SnapshotComplete():
@@ -294,6 +323,8 @@ class ClusterView:
         try:
             record = decode(entry)
             known[entry.key] = record, entry.version
+            if old is None:
+                self._order = None
             self._damaged.pop(entry.key, None)
             if isinstance(record, LogRecord):
                 self._tell(record, entry.version)

@@ -9,6 +9,8 @@
     │   └── OffsetOutOfRange       below 0 or beyond the tail; carries the tail
     ├── LogNotFound
     ├── LogExists
+    ├── CursorNotFound
+    ├── CursorLost                 another owner has it, or it was deleted; carries its position
     ├── AppendIndefinite           the record may or may not be in the log
     ├── LogUnavailable             the log takes no appends or tells no tail now
     │   └── Unrepairable           too much of it is lost: a person must decide (`log accept-loss`)
@@ -149,6 +151,34 @@ class LogExists(SharedLogError):
     def __init__(self, *, name: str) -> None:
         super().__init__(f"a log {name!r} exists already")
         self.name = name
+
+
+class CursorNotFound(SharedLogError):
+    """The log has no cursor of this name."""
+
+    grpc_status = "NOT_FOUND"
+
+    def __init__(self, *, name: str) -> None:
+        super().__init__(f"there is no cursor {name!r}")
+        self.name = name
+
+
+class CursorLost(SharedLogError):
+    """Another owner has taken the cursor over, or it was deleted: nothing was changed.
+
+    `position` is where it is now, None if it is no more; `epoch` and `owner` are the new owner's.
+    """
+
+    grpc_status = "ABORTED"
+
+    def __init__(self, *, name: str, position: int | None, epoch: int, owner: str) -> None:
+        where = "it does not exist" if position is None else f"it is at {position}"
+        whose = f"; {owner or 'somebody'} owns it in epoch {epoch}" if epoch else ""
+        super().__init__(f"cursor {name!r} is not this owner's: {where}{whose}")
+        self.name = name
+        self.position = position
+        self.epoch = epoch
+        self.owner = owner
 
 
 class AppendIndefinite(SharedLogError):

@@ -57,4 +57,19 @@ READ_MANY_MAX: Final = 64
 LIST_PAGE_MAX: Final = 1_000
 """Entries in one page of a listing."""
 
+NAMESPACES_MAX: Final = 1_000
+"""Namespaces of a cluster: all of them are read when a log is created."""
+
+CURSORS_PER_LOG_MAX: Final = 1_000
+"""Cursors of one log."""
+
+CURSOR_NAME_CHARS_MAX: Final = 100
+"""Characters of a cursor's name."""
+
+CURSOR_OWNER_CHARS_MAX: Final = 200
+"""Characters of what a cursor's owner calls itself."""
+
+NONCE_CHARS_MAX: Final = 64
+"""Characters by which a caller marks what it may have to repeat."""
+
 assert RECORD_BYTES_MAX < BATCH_BYTES_MAX < MESSAGE_BYTES_MAX
