@@ -9,6 +9,10 @@ Forwarding keeps two promises:
   elsewhere when the log moves or its sequencer dies. From the moment the batch is sent, a broken
   connection is `AppendIndefinite`; only a sequencer that says that it took nothing is believed.
 
+A log that does not exist is created first if the call says so (`create`), by the node that was
+asked, and then served as any other: until then nothing has been appended, so a creation that fails
+is a definite failure.
+
 The opening of a session is forwarded as it came: whose batches they are, and which of them are to
 be resolved, is between the client and the sequencer. A forwarded session copies messages both ways,
 one at a time each way: whoever does not read makes the other side wait (flow control of the
@@ -19,12 +23,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from metadata.core import check_log_name
 from metadata.store import Version
 from node.limits import Places
+from node.log_maker import LogMaker
 from node.routing import Here, Route, RouteLost, Router, There, sequencer_silent
 from node.wire import record_columns
 from sequencer.admission import conditions_of
@@ -35,6 +42,7 @@ from sharedlog.errors import (
     AppendIndefinite,
     DeadlineExceeded,
     InvalidArgument,
+    LogNotFound,
     NotSequencer,
     ProtocolError,
     SharedLogError,
@@ -48,6 +56,7 @@ from sharedlog.v1 import log_pb2
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
 _Session = ServerStream[log_pb2.AppendSessionResponse, log_pb2.AppendSessionRequest]
 _Upstream = ClientStream[log_pb2.AppendSessionRequest, log_pb2.AppendSessionResponse]
 
@@ -65,9 +74,16 @@ class Appends:
     """`Append` and `AppendSession` of the public API."""
 
     def __init__(
-        self, *, router: Router, transport: Transport, clock: Clock, limits: AppendLimits
+        self,
+        *,
+        router: Router,
+        maker: LogMaker,
+        transport: Transport,
+        clock: Clock,
+        limits: AppendLimits,
     ) -> None:
         self._router = router
+        self._maker = maker
         self._transport = transport
         self._clock = clock
         self._limits = limits
@@ -92,7 +108,7 @@ class Appends:
             message.match_offset = request.match_offset
         if request.HasField("fencing_token"):
             message.fencing_token = request.fencing_token
-        return await self._append(request.log, message)
+        return await self._append(request.log, message, create=request.create)
 
     async def fence(self, request: log_pb2.FenceRequest) -> log_pb2.FenceResponse:
         """Set the log's fencing token.
@@ -111,7 +127,7 @@ class Appends:
         return log_pb2.FenceResponse(offset=done.first_offset)
 
     async def _append(
-        self, name: str, message: log_pb2.AppendSessionRequest
+        self, name: str, message: log_pb2.AppendSessionRequest, *, create: bool = False
     ) -> log_pb2.AppendResponse:
         check_log_name(name)
 
@@ -121,7 +137,9 @@ class Appends:
             return await self._append_here(route, message)
 
         with self._places.take():
-            return await self._router.serve(name, attempt)
+            return await self._made_first(
+                name, lambda: self._router.serve(name, attempt), create=create
+            )
 
     async def session(self, stream: _Session) -> None:
         """Serve one session until the client ends it, or the log moves."""
@@ -137,11 +155,15 @@ class Appends:
                 )
                 return None
 
-            forwarded = await self._router.serve(
+            forwarded = await self._made_first(
                 opening.log,
-                attempt,
-                min_version=Version(opening.min_chain_version),
-                direct_only=opening.direct_only,
+                lambda: self._router.serve(
+                    opening.log,
+                    attempt,
+                    min_version=Version(opening.min_chain_version),
+                    direct_only=opening.direct_only,
+                ),
+                create=opening.create,
             )
             if forwarded is not None:
                 await self._forward_session(stream, forwarded)
@@ -154,6 +176,22 @@ class Appends:
                     "forwarded": forwarded is not None,
                 },
             )
+
+    async def _made_first(
+        self, name: str, serve: Callable[[], Awaitable[Result]], *, create: bool
+    ) -> Result:
+        """What `serve` gives, once the log exists; with `create` it is made if it does not.
+
+        That there is no such log is said before anything was appended, and so is why it can't be
+        made.
+        """
+        try:
+            return await serve()
+        except LogNotFound:
+            if not create:
+                raise
+        await self._maker.ensure(name)
+        return await serve()
 
     async def _receive_opening(self, stream: _Session) -> log_pb2.AppendSessionOpen:
         try:

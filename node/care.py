@@ -47,6 +47,7 @@ class Care:
 
     board: WorkBoard
     index: SegmentIndex
+    load: LoadIndex
     controller: Controller
     scrub: Scrub | None  # with the role log-server
     integrity: Integrity
@@ -93,6 +94,7 @@ def build_care(ground: CareGround) -> Care:
     return Care(
         board=ground.board,
         index=index,
+        load=load,
         controller=Controller(
             me=SequencerId(ground.own.node_id, ground.own.generation),
             store=ground.store,

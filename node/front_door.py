@@ -7,24 +7,16 @@ tails in `tails.py`, moments in `offsets.py`, and where a call must go is decide
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from random import Random
-
-from metadata.core import check_log_name, count_load
-from metadata.records import NodeRecord
-from metadata.registry import create_log
-from metadata.store import MetadataStore
+from metadata.core import check_log_name
+from metadata.namespaces import Asked
 from metadata.view import ClusterView
 from node.appends import Appends
 from node.freshness import fresh_log
-from node.liveness import Liveness
+from node.log_maker import LogMaker
 from node.offsets import Offsets
 from node.reads import Reads
 from node.tails import Tails
-from node.wire import describe_log
-from sharedlog.clock import Clock
-from sharedlog.errors import InvalidArgument
-from sharedlog.ids import LogId
+from node.wire import describe_log, summarize_log
 from sharedlog.limits import LIST_PAGE_MAX
 from sharedlog.rpc import methods
 from sharedlog.rpc.transport import Server
@@ -37,29 +29,19 @@ class FrontDoor:
     def __init__(
         self,
         *,
-        store: MetadataStore,
         view: ClusterView,
-        liveness: Liveness,
+        maker: LogMaker,
         appends: Appends,
         reads: Reads,
         offsets: Offsets,
         tails: Tails,
-        clock: Clock,
-        random: Random,
-        new_id: Callable[[], str],
-        default_replicas: int,
     ) -> None:
-        self._store = store
         self._view = view
-        self._liveness = liveness
+        self._maker = maker
         self._appends = appends
         self._reads = reads
         self._offsets = offsets
         self._tails = tails
-        self._clock = clock
-        self._random = random
-        self._new_id = new_id
-        self._default_replicas = default_replicas
 
     def register(self, server: Server) -> None:
         """Serve every method of LogService on `server`."""
@@ -82,23 +64,8 @@ class FrontDoor:
             InvalidLogName, InvalidArgument, LogExists.
             LogUnavailable: too few log servers are up. MetadataUnavailable: it may have been made.
         """
-        check_log_name(request.name)
-        if len(request.nonce) > 64:
-            raise InvalidArgument("the nonce has more than 64 characters")
-        # A lagging view would miss nodes that are ready, and refuse the log or make it too small.
-        nodes = await self._view.refresh_nodes()
-        alive = await self._liveness.survey(nodes)
-        record, version = await create_log(
-            self._store,
-            name=request.name,
-            replicas=request.replicas or self._usual_replicas(nodes),
-            write_quorum=request.write_quorum,
-            nonce=request.nonce or self._new_id(),
-            alive=alive,
-            load=count_load(record for record, _ in self._view.logs()),
-            log_id=LogId(self._random.getrandbits(64)),
-            now_ms=self._clock.now_ms(),
-        )
+        asked = Asked(replicas=request.replicas or None, write_quorum=request.write_quorum or None)
+        record, version, nodes = await self._maker.create(request.name, asked, nonce=request.nonce)
         by_id = {node.node_id: node for node in nodes}
         return log_pb2.CreateLogResponse(log=describe_log(record, version, by_id.get))
 
@@ -125,18 +92,12 @@ class FrontDoor:
         Of each chain only the open segment: a thousand long ones would be too much for a message.
         """
         limit = min(request.limit or LIST_PAGE_MAX, LIST_PAGE_MAX)
-        found = [
-            (record, version)
-            for record, version in self._view.logs()
-            if record.name.startswith(request.prefix) and record.name > request.after
-        ]
+        found, more = self._view.page(request.prefix, after=request.after, limit=limit)
+        if request.summaries:
+            summaries = [summarize_log(record, version) for record, version in found]
+            return log_pb2.ListLogsResponse(summaries=summaries, more=more)
         page = [
             describe_log(record, version, self._view.node, open_only=True)
-            for record, version in found[:limit]
+            for record, version in found
         ]
-        return log_pb2.ListLogsResponse(logs=page, more=len(found) > limit)
-
-    def _usual_replicas(self, nodes: Iterable[NodeRecord]) -> int:
-        """Copies in a log whose creator does not say: fewer in a cluster that has fewer servers."""
-        servers = sum("log-server" in node.roles for node in nodes)
-        return max(1, min(self._default_replicas, servers))
+        return log_pb2.ListLogsResponse(logs=page, more=more)

@@ -24,8 +24,8 @@ class LoadIndex:
         self.load = Load()
         self._open: dict[str, Segment] = {}  # of each log; what `load` counts
         for record, _ in view.logs():
-            self._learn(record)
-        view.on_log(lambda record, _: self._learn(record))
+            self.learn(record)
+        view.on_log(lambda record, _: self.learn(record))
 
     @contextmanager
     def planned(self, plan: Plan) -> Iterator[None]:
@@ -36,7 +36,8 @@ class LoadIndex:
         finally:
             self._add(plan.sequencer, plan.nodeset, -1)
 
-    def _learn(self, record: LogRecord) -> None:
+    def learn(self, record: LogRecord) -> None:
+        """A log as it is now; what this process writes may be told before the view knows it."""
         segment = record.open_segment
         was = self._open.get(record.name)
         if was is segment:

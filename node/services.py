@@ -21,11 +21,14 @@ from node.care import Care, CareGround, build_care
 from node.cluster_service import ClusterReport, LocalReport
 from node.config import NodeConfig
 from node.controller.work import WorkBoard
+from node.cursor_service import CursorService
 from node.failover import Failover
 from node.front_door import FrontDoor
 from node.handover import HandOver
 from node.liveness import Liveness
+from node.log_maker import LogMaker
 from node.metrics import ReconfigurationMetrics
+from node.namespace_service import NamespaceService
 from node.offsets import Offsets
 from node.peers import Peers
 from node.reads import Reads
@@ -87,9 +90,12 @@ class Services:
     sequencer: Sequencer | None
     movers: Movers
     care: Care
+    maker: LogMaker
     appends: Appends
     reads: Reads
     front_door: FrontDoor
+    namespaces: NamespaceService
+    cursors: CursorService
     cluster: ClusterReport
     suspects: Suspects
     admin: AdminService
@@ -98,8 +104,12 @@ class Services:
         """Serve all of it on `server`."""
         if self.log_server is not None:
             self.log_server.register(server)
-        for part in (self.front_door, self.cluster, self.suspects, self.admin):
-            part.register(server)
+        self.front_door.register(server)
+        self.namespaces.register(server)
+        self.cursors.register(server)
+        self.cluster.register(server)
+        self.suspects.register(server)
+        self.admin.register(server)
 
     def runs(self) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
         """What must run, by name, in the order of starting."""
@@ -110,6 +120,7 @@ class Services:
         yield "liveness", self.movers.liveness.run()
         yield "reconfigurer", self.movers.reconfigurer.run()
         yield "failover", self.movers.failover.run()
+        yield "log-maker", self.maker.run()
         yield from self.care.runs()
 
     def problem(self) -> str:
@@ -149,8 +160,13 @@ def build_services(ground: Ground) -> Services:
         transport=ground.transport,
         timeout_s=config.peer_timeout_s,
     )
+    maker = _build_maker(ground, liveness, care)
     appends = Appends(
-        router=router, transport=ground.transport, clock=ground.clock, limits=_limits(config)
+        router=router,
+        maker=maker,
+        transport=ground.transport,
+        clock=ground.clock,
+        limits=_limits(config),
     )
     offsets, reads = _build_reads(ground, tails)
     local = LocalReport(
@@ -172,9 +188,14 @@ def build_services(ground: Ground) -> Services:
         sequencer=sequencer,
         movers=movers,
         care=care,
+        maker=maker,
         appends=appends,
         reads=reads,
-        front_door=_build_front_door(ground, movers.liveness, appends, (tails, offsets, reads)),
+        front_door=FrontDoor(
+            view=view, maker=maker, appends=appends, reads=reads, offsets=offsets, tails=tails
+        ),
+        namespaces=_build_namespaces(ground),
+        cursors=CursorService(store=ground.store, view=view, clock=ground.clock),
         cluster=ClusterReport(
             local=local,
             view=view,
@@ -342,20 +363,23 @@ def _build_reads(ground: Ground, tails: Tails) -> tuple[Offsets, Reads]:
     return offsets, reads
 
 
-def _build_front_door(
-    ground: Ground, liveness: Liveness, appends: Appends, reading: tuple[Tails, Offsets, Reads]
-) -> FrontDoor:
-    tails, offsets, reads = reading
-    return FrontDoor(
+def _build_maker(ground: Ground, liveness: Liveness, care: Care) -> LogMaker:
+    return LogMaker(
         store=ground.store,
         view=ground.view,
+        load=care.load,
         liveness=liveness,
-        appends=appends,
-        reads=reads,
-        offsets=offsets,
-        tails=tails,
         clock=ground.clock,
         random=ground.random,
+        new_id=ground.new_id,
+        default_replicas=ground.config.replicas,
+    )
+
+
+def _build_namespaces(ground: Ground) -> NamespaceService:
+    return NamespaceService(
+        store=ground.store,
+        clock=ground.clock,
         new_id=ground.new_id,
         default_replicas=ground.config.replicas,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 
-from metadata.records import LogRecord, NodeRecord, Segment
+from metadata.records import CreatedWith, LogRecord, NodeRecord, Segment
 from metadata.store import Version
 from sharedlog.batch import Record
 from sharedlog.errors import InvalidArgument
@@ -44,7 +44,32 @@ def describe_log(
         created_ms=record.created_ms,
         spread=dict(record.spread),
         segment_count=len(record.chain),
+        created_with=settings_to_proto(record.created_with),
     )
+
+
+def summarize_log(record: LogRecord, version: Version) -> types_pb2.LogSummary:
+    """A log in short."""
+    segment = record.open_segment
+    return types_pb2.LogSummary(
+        log_id=record.log_id,
+        name=record.name,
+        replicas=record.replicas,
+        write_quorum=record.write_quorum,
+        spread=dict(record.spread),
+        created_ms=record.created_ms,
+        chain_version=version,
+        segment_count=len(record.chain),
+        sequencer_node_id=segment.sequencer.node_id,
+        node_ids=[replica.node_id for replica in segment.nodeset],
+    )
+
+
+def settings_to_proto(settings: CreatedWith) -> list[types_pb2.Setting]:
+    """Settings and where they come from."""
+    return [
+        types_pb2.Setting(name=name, value=value, source=source) for name, value, source in settings
+    ]
 
 
 def chain_part(

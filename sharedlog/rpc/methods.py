@@ -7,7 +7,14 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from sharedlog.rpc.transport import Method
-from sharedlog.v1 import admin_pb2, cluster_pb2, log_pb2, log_server_pb2
+from sharedlog.v1 import (
+    admin_pb2,
+    cluster_pb2,
+    cursor_pb2,
+    log_pb2,
+    log_server_pb2,
+    namespace_pb2,
+)
 
 ReqMessage = TypeVar("ReqMessage", bound=Message)
 RespMessage = TypeVar("RespMessage", bound=Message)
@@ -111,4 +118,39 @@ ACCEPT_LOSS = proto_method(
 )
 SET_NODE_STATE = proto_method(
     "AdminService/SetNodeState", admin_pb2.SetNodeStateRequest, admin_pb2.SetNodeStateResponse
+)
+SET_NAMESPACE = proto_method(
+    "NamespaceService/SetNamespace",
+    namespace_pb2.SetNamespaceRequest,
+    namespace_pb2.SetNamespaceResponse,
+)
+GET_NAMESPACE = proto_method(
+    "NamespaceService/GetNamespace",
+    namespace_pb2.GetNamespaceRequest,
+    namespace_pb2.GetNamespaceResponse,
+)
+LIST_NAMESPACES = proto_method(
+    "NamespaceService/ListNamespaces",
+    namespace_pb2.ListNamespacesRequest,
+    namespace_pb2.ListNamespacesResponse,
+)
+DELETE_NAMESPACE = proto_method(
+    "NamespaceService/DeleteNamespace",
+    namespace_pb2.DeleteNamespaceRequest,
+    namespace_pb2.DeleteNamespaceResponse,
+)
+OPEN_CURSOR = proto_method(
+    "CursorService/OpenCursor", cursor_pb2.OpenCursorRequest, cursor_pb2.OpenCursorResponse
+)
+COMMIT_CURSOR = proto_method(
+    "CursorService/CommitCursor", cursor_pb2.CommitCursorRequest, cursor_pb2.CommitCursorResponse
+)
+GET_CURSOR = proto_method(
+    "CursorService/GetCursor", cursor_pb2.GetCursorRequest, cursor_pb2.GetCursorResponse
+)
+LIST_CURSORS = proto_method(
+    "CursorService/ListCursors", cursor_pb2.ListCursorsRequest, cursor_pb2.ListCursorsResponse
+)
+DELETE_CURSOR = proto_method(
+    "CursorService/DeleteCursor", cursor_pb2.DeleteCursorRequest, cursor_pb2.DeleteCursorResponse
 )

@@ -30,9 +30,11 @@ class CreateLogRequest(_message.Message):
     name: _builtins.str
     """1 to 255 of [a-zA-Z0-9._/-], starting with a letter or digit."""
     replicas: _builtins.int
-    """Copies of each batch; 0 takes the cluster's default."""
+    """Copies of each batch; 0 takes what the log's namespaces say, or else the cluster's default."""
     write_quorum: _builtins.int
-    """Copies that commit a batch; 0 takes the majority of `replicas`. More than half of `replicas`."""
+    """Copies that commit a batch, more than half of the replicas; 0 takes what the namespaces say, or else
+    the majority.
+    """
     nonce: _builtins.str
     """Chosen by the caller, the same in each retry: a create whose answer was lost succeeds when repeated."""
     def __init__(
@@ -138,22 +140,26 @@ class ListLogsRequest(_message.Message):
     PREFIX_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
+    SUMMARIES_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     """Only names that start with it."""
     limit: _builtins.int
     """At most so many; 0 takes 1,000, which is also the most."""
     after: _builtins.str
     """Only names greater than it: the last name of the page before."""
+    summaries: _builtins.bool
+    """Answer with `summaries` instead of `logs`."""
     def __init__(
         self,
         *,
         prefix: _builtins.str = ...,
         limit: _builtins.int = ...,
         after: _builtins.str = ...,
+        summaries: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "limit", b"limit", "prefix", b"prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "limit", b"limit", "prefix", b"prefix", "summaries", b"summaries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -165,21 +171,27 @@ class ListLogsResponse(_message.Message):
 
     LOGS_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
+    SUMMARIES_FIELD_NUMBER: _builtins.int
     more: _builtins.bool
     """There are more."""
     @_builtins.property
     def logs(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.LogDescription]:
         """In order of their names."""
 
+    @_builtins.property
+    def summaries(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.LogSummary]:
+        """In order of their names; if they were asked for, and `logs` is empty then."""
+
     def __init__(
         self,
         *,
         logs: _abc.Iterable[_types_pb2.LogDescription] | None = ...,
         more: _builtins.bool = ...,
+        summaries: _abc.Iterable[_types_pb2.LogSummary] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logs", b"logs", "more", b"more"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logs", b"logs", "more", b"more", "summaries", b"summaries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -193,12 +205,15 @@ class AppendRequest(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     MATCH_OFFSET_FIELD_NUMBER: _builtins.int
     FENCING_TOKEN_FIELD_NUMBER: _builtins.int
+    CREATE_FIELD_NUMBER: _builtins.int
     log: _builtins.str
     """The log's name."""
     match_offset: _builtins.int
     """The first record must get this offset; otherwise OffsetMismatch, which carries the tail."""
     fencing_token: _builtins.str
     """Must be the log's fencing token; otherwise FencingTokenMismatch, which carries the present one."""
+    create: _builtins.bool
+    """A log that does not exist is created first, with what its namespaces say. Two at once are fine."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Record]:
         """At least one."""
@@ -210,10 +225,11 @@ class AppendRequest(_message.Message):
         records: _abc.Iterable[_types_pb2.Record] | None = ...,
         match_offset: _builtins.int | None = ...,
         fencing_token: _builtins.str | None = ...,
+        create: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_fencing_token", b"_fencing_token", "_match_offset", b"_match_offset", "fencing_token", b"fencing_token", "match_offset", b"match_offset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fencing_token", b"_fencing_token", "_match_offset", b"_match_offset", "fencing_token", b"fencing_token", "log", b"log", "match_offset", b"match_offset", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fencing_token", b"_fencing_token", "_match_offset", b"_match_offset", "create", b"create", "fencing_token", b"fencing_token", "log", b"log", "match_offset", b"match_offset", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fencing_token: _TypeAlias = _typing.Literal["fencing_token"]  # noqa: Y015
     _WhichOneofArgType__fencing_token: _TypeAlias = _typing.Literal["_fencing_token", b"_fencing_token"]  # noqa: Y015
@@ -321,6 +337,7 @@ class AppendSessionOpen(_message.Message):
     MIN_CHAIN_VERSION_FIELD_NUMBER: _builtins.int
     RESOLVE_SEGMENT_FIELD_NUMBER: _builtins.int
     PRODUCER_NAME_FIELD_NUMBER: _builtins.int
+    CREATE_FIELD_NUMBER: _builtins.int
     log: _builtins.str
     """The log's name."""
     direct_only: _builtins.bool
@@ -347,6 +364,8 @@ class AppendSessionOpen(_message.Message):
     first 8 bytes, little-endian, of the BLAKE2b-512 of the UTF-8 name (0 is replaced by 1). With `producer_epoch` 0 a
     new life of it begins: the answer tells epoch and next sequence, `next_sequence` here means nothing.
     """
+    create: _builtins.bool
+    """As in AppendRequest: a log that does not exist is created before the session opens."""
     def __init__(
         self,
         *,
@@ -360,10 +379,11 @@ class AppendSessionOpen(_message.Message):
         min_chain_version: _builtins.int = ...,
         resolve_segment: _builtins.int = ...,
         producer_name: _builtins.str = ...,
+        create: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["direct_only", b"direct_only", "log", b"log", "min_chain_version", b"min_chain_version", "next_sequence", b"next_sequence", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "producer_name", b"producer_name", "resolve_from", b"resolve_from", "resolve_segment", b"resolve_segment", "unresolved", b"unresolved"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create", b"create", "direct_only", b"direct_only", "log", b"log", "min_chain_version", b"min_chain_version", "next_sequence", b"next_sequence", "producer_epoch", b"producer_epoch", "producer_id", b"producer_id", "producer_name", b"producer_name", "resolve_from", b"resolve_from", "resolve_segment", b"resolve_segment", "unresolved", b"unresolved"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

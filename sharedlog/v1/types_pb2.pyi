@@ -292,6 +292,7 @@ class LogDescription(_message.Message):
     CREATED_MS_FIELD_NUMBER: _builtins.int
     SPREAD_FIELD_NUMBER: _builtins.int
     SEGMENT_COUNT_FIELD_NUMBER: _builtins.int
+    CREATED_WITH_FIELD_NUMBER: _builtins.int
     log_id: _builtins.int
     """Unique for ever, over all logs that ever lived in the cluster."""
     name: _builtins.str
@@ -318,6 +319,12 @@ class LogDescription(_message.Message):
     def spread(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Wanted of each new segment; see Segment.spread."""
 
+    @_builtins.property
+    def created_with(self) -> _containers.RepeatedCompositeFieldContainer[Global___Setting]:
+        """What was in force when the log was created, and where each came from. Stays as it was: neither a change
+        of a namespace nor one of the log changes it. Empty for a log that is older than this field.
+        """
+
     def __init__(
         self,
         *,
@@ -331,10 +338,11 @@ class LogDescription(_message.Message):
         created_ms: _builtins.int = ...,
         spread: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         segment_count: _builtins.int = ...,
+        created_with: _abc.Iterable[Global___Setting] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "chain_version", b"chain_version", "created_ms", b"created_ms", "log_id", b"log_id", "name", b"name", "nodes", b"nodes", "replicas", b"replicas", "segment_count", b"segment_count", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "chain_version", b"chain_version", "created_ms", b"created_ms", "created_with", b"created_with", "log_id", b"log_id", "name", b"name", "nodes", b"nodes", "replicas", b"replicas", "segment_count", b"segment_count", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -489,3 +497,115 @@ class SkippedRange(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SkippedRange: _TypeAlias = SkippedRange  # noqa: Y015
+
+@_typing.final
+class Setting(_message.Message):
+    """One setting of a log or a namespace, and where its value came from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"replicas", "write_quorum" or "spread"."""
+    value: _builtins.str
+    """As a person would type it: "3", "zone:2,node:3"; empty: none."""
+    source: _builtins.str
+    """"create": asked for by who created the log. "namespace:PREFIX". "default": nobody said."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "source", b"source", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Setting: _TypeAlias = Setting  # noqa: Y015
+
+@_typing.final
+class LogSummary(_message.Message):
+    """A log in short, for listings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SpreadEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LOG_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    WRITE_QUORUM_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
+    CREATED_MS_FIELD_NUMBER: _builtins.int
+    CHAIN_VERSION_FIELD_NUMBER: _builtins.int
+    SEGMENT_COUNT_FIELD_NUMBER: _builtins.int
+    SEQUENCER_NODE_ID_FIELD_NUMBER: _builtins.int
+    NODE_IDS_FIELD_NUMBER: _builtins.int
+    log_id: _builtins.int
+    """Unique for ever, over all logs that ever lived in the cluster."""
+    name: _builtins.str
+    """Unique among the present logs."""
+    replicas: _builtins.int
+    """Wanted number of copies of a batch."""
+    write_quorum: _builtins.int
+    """So many fsynced copies commit a batch."""
+    created_ms: _builtins.int
+    """When the log was created, Unix time in milliseconds."""
+    chain_version: _builtins.int
+    """Version of the chain's value in the metadata store; grows with each change."""
+    segment_count: _builtins.int
+    """Segments of the chain."""
+    sequencer_node_id: _builtins.str
+    """The node that orders the log, e.g. "n1"."""
+    @_builtins.property
+    def spread(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Wanted of each new segment; see Segment.spread."""
+
+    @_builtins.property
+    def node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The nodes whose log servers hold the open segment."""
+
+    def __init__(
+        self,
+        *,
+        log_id: _builtins.int = ...,
+        name: _builtins.str = ...,
+        replicas: _builtins.int = ...,
+        write_quorum: _builtins.int = ...,
+        spread: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        created_ms: _builtins.int = ...,
+        chain_version: _builtins.int = ...,
+        segment_count: _builtins.int = ...,
+        sequencer_node_id: _builtins.str = ...,
+        node_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_version", b"chain_version", "created_ms", b"created_ms", "log_id", b"log_id", "name", b"name", "node_ids", b"node_ids", "replicas", b"replicas", "segment_count", b"segment_count", "sequencer_node_id", b"sequencer_node_id", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogSummary: _TypeAlias = LogSummary  # noqa: Y015

@@ -60,7 +60,10 @@ async def forwarding(sequencer: Handler) -> AsyncIterator[tuple[Appends, Loopbac
             timeout_s=5.0,
         )
         limits = AppendLimits(sessions_max=10, append_timeout_s=30.0, peer_timeout_s=5.0)
-        appends = Appends(router=router, transport=far, clock=part.clock, limits=limits)
+        unused: Any = None
+        appends = Appends(
+            router=router, maker=unused, transport=far, clock=part.clock, limits=limits
+        )
         near.add_stream(APPEND_SESSION, appends.session)
         try:
             yield appends, near

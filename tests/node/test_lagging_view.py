@@ -17,6 +17,8 @@ from metadata.registry import register_node
 from metadata.view import ClusterView
 from node.front_door import FrontDoor
 from node.liveness import Liveness
+from node.load import LoadIndex
+from node.log_maker import LogMaker
 from node.routing import Router, There
 from sharedlog.clock import SystemClock
 from sharedlog.errors import LogUnavailable, Unreachable
@@ -80,18 +82,18 @@ async def behind(
     view = ClusterView(store, CLOCK)
     liveness = Liveness(me=OTHER, view=view, transport=nodes, clock=CLOCK, ping_timeout_s=0.4)
     unused: Any = None
-    door = FrontDoor(
+    maker = LogMaker(
         store=store,
         view=view,
+        load=LoadIndex(view),
         liveness=liveness,
-        appends=unused,
-        reads=unused,
-        offsets=unused,
-        tails=unused,
         clock=CLOCK,
         random=Random(1),
         new_id=lambda: "nonce",
         default_replicas=3,
+    )
+    door = FrontDoor(
+        view=view, maker=maker, appends=unused, reads=unused, offsets=unused, tails=unused
     )
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(liveness.run())
