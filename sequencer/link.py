@@ -121,6 +121,12 @@ class ReplicaLink:
         """There is a stream, and it was not found full since there was last room."""
         return self.up and not self._room_wanted
 
+    def silent_s(self, now_s: float) -> float:
+        """For how long the server has owed an answer and said nothing to any log."""
+        if not self.up:
+            return float("inf")
+        return 0.0 if self._owes_since_s is None else now_s - self._owes_since_s
+
     def open(self, loglet: LogletId, base: Offset) -> None:
         """Send an open, before any batch that is offered later."""
         self._opens.append(OpenLoglet(loglet, base))

@@ -31,7 +31,9 @@ class Watch:
         """The loglets that want other log servers, and which they want replaced.
 
         Either nothing was committed for `quorum_timeout_s` though something is in flight: those are
-        named that have not acknowledged the oldest batch. Or one was skipped for `replace_after_s`.
+        named that have not acknowledged the oldest batch. Not those that were sent it and answer
+        others meanwhile: they answer in order, so they are busy, and with a thousand logs that want
+        other servers all at once they would be busier. Or one was skipped for `replace_after_s`.
         Said again after as long a time.
         """
         found = []
@@ -62,8 +64,15 @@ class Watch:
         since_s = max(active.advanced_s, active.oldest_admitted_s)
         if now_s - since_s <= self._config.quorum_timeout_s:
             return []
-        active.advanced_s = now_s  # for the next time that it is said
-        return active.core.behind()
+        away = [
+            replica
+            for replica in active.core.behind()
+            if not active.core.in_step(replica)
+            or active.links[replica].silent_s(now_s) > self._config.quorum_timeout_s
+        ]
+        if away:
+            active.advanced_s = now_s  # for the next time that it is said
+        return away
 
     def _skipped(self, active: ActiveLoglet, now_s: float) -> list[int]:
         away = []

@@ -26,6 +26,10 @@ class Link:
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
+        self.heard_s = 0.0
+
+    def silent_s(self, now_s: float) -> float:
+        return now_s - self.heard_s
 
 
 def make_active() -> ActiveLoglet:
@@ -77,6 +81,21 @@ def test_those_are_named_that_keep_the_oldest_batch_back() -> None:
     assert away(watch, 12.2) == ["n2", "n3"], "and again, while it lasts"
     store(active, 12.3, 1)
     assert away(watch, 20.0) == []
+
+
+def test_a_server_that_answers_others_is_busy_and_not_away() -> None:
+    """It answers in order, so it will come to this log; unless it was sent nothing."""
+    active, watch = make_active(), Watch(CONFIG)
+    links = cast("list[Link]", active.links)
+    append(active, 10.0)
+    watch.add(active)
+    links[0].heard_s = links[1].heard_s = 14.5
+    assert away(watch, 15.0) == ["n3"]
+    links[0].heard_s = links[1].heard_s = links[2].heard_s = 16.5
+    assert away(watch, 17.0) == []
+    active.core.on_out_of_step(2)
+    assert away(watch, 17.4) == ["n3"]
+    assert away(watch, 20.0) == ["n1", "n2", "n3"], "none of them speaks any more"
 
 
 def test_a_log_that_gets_on_slowly_is_not_in_trouble() -> None:
