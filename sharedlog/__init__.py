@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from sharedlog.cluster import Cluster, connect
     from sharedlog.config import AppenderConfig, ClientConfig, ReaderConfig
     from sharedlog.control import ControlRecord
+    from sharedlog.cursor import Cursor
     from sharedlog.errors import (
         AppendIndefinite,
         ConditionFailed,
+        CursorLost,
+        CursorNotFound,
         DataLoss,
         FencingTokenMismatch,
         InvalidArgument,
@@ -55,6 +58,9 @@ __all__ = [
     "Cluster",
     "ConditionFailed",
     "ControlRecord",
+    "Cursor",
+    "CursorLost",
+    "CursorNotFound",
     "DataLoss",
     "FencingTokenMismatch",
     "Headers",
@@ -89,6 +95,7 @@ _FROM: Final = {
     "ClientConfig": "config",
     "Cluster": "cluster",
     "ControlRecord": "control",
+    "Cursor": "cursor",
     "Headers": "batch",
     "Log": "log",
     "NewRecord": "log",

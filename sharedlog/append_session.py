@@ -5,7 +5,10 @@ the next session goes and what becomes of that which this one has not answered.
 
 Every wait has a limit. A connection to a process that is paused, or cut off, stays connected for a
 long time, so the session watches for silence itself: answers are due, and nothing has come for a
-while. A timer that comes late says that this process was paused, not the peer; it is set again.
+while. A timer that comes late says that this process was paused, not the peer; it is set again. So
+it is while the peer speaks to other sessions of this client, which shows that it is neither paused
+nor cut off, and while one of them has it looked into (`peer.py`); but not for ever, and not if the
+session is forwarded, for then the peer is not the one that answers are due from.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from sharedlog.append_queue import AppendQueue
 from sharedlog.attempts import FailureKind
 from sharedlog.clock import Clock
 from sharedlog.errors import ProtocolError, SharedLogError, Unreachable
+from sharedlog.idle_sessions import IdleSessions
 from sharedlog.ids import Offset
+from sharedlog.peer import Peer
 from sharedlog.pending import UNCONDITIONAL, Conditions
 from sharedlog.rpc.errors import error_from_proto
 from sharedlog.rpc.transport import ClientStream
@@ -30,6 +35,7 @@ AppendStream = ClientStream[log_pb2.AppendSessionRequest, log_pb2.AppendSessionR
 _GOOD_BYE_S: Final = 1.0  # for the node to end its side once we have ended ours
 _DRAIN_S: Final = 0.2  # for what the node had said before the connection took nothing more
 _LATE: Final = 0.25  # of the limit: a timer that is later did not measure the peer
+_SCOUT_POLL_S: Final = 0.1  # while another session has the peer looked into
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,8 @@ class Bell:
 class SilenceWatch:
     """Calls `on_silence` once answers have been due for `limit_s` and nothing was heard.
 
-    One timer, set again when it fires: nothing is done per message but to note the time.
+    `peer`, if given, is who they are due from: while others hear of it, it has longer. One timer,
+    set again when it fires: nothing is done per message but to note the time.
     """
 
     def __init__(
@@ -96,11 +103,13 @@ class SilenceWatch:
         *,
         due: Callable[[], bool],
         on_silence: Callable[[], None],
+        peer: Peer | None = None,
     ) -> None:
         self._clock = clock
         self._limit_s = limit_s
         self._due = due
         self._on_silence = on_silence
+        self._peer = peer
         self._since_s = 0.0  # heard from, or nothing was due before
         self._timer: asyncio.TimerHandle | None = None
         self._expected_s = 0.0
@@ -109,7 +118,7 @@ class SilenceWatch:
         """A message came, or an answer is due where none was."""
         self._since_s = self._clock.monotonic_s()
         if self._timer is None and self._due():
-            self._arm(self._since_s)
+            self._arm(self._since_s + self._limit_s, self._since_s)
 
     def stop(self) -> None:
         """Watch no more."""
@@ -117,20 +126,25 @@ class SilenceWatch:
             self._timer.cancel()
             self._timer = None
 
-    def _arm(self, now_s: float) -> None:
-        self._expected_s = self._since_s + self._limit_s
-        delay_s = max(0.0, self._expected_s - now_s)
+    def _arm(self, at_s: float, now_s: float) -> None:
+        self._expected_s = at_s
+        delay_s = max(0.0, at_s - now_s)
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._check)
 
     def _check(self) -> None:
         self._timer = None
         if not self._due():
             return
-        now_s = self._clock.monotonic_s()
+        now_s, peer = self._clock.monotonic_s(), self._peer
         if now_s > self._expected_s + _LATE * self._limit_s:
             self._since_s = now_s
-        if now_s < self._since_s + self._limit_s:
-            self._arm(now_s)
+        limit_s = self._limit_s if peer is None else peer.limit_s(self._limit_s, now_s)
+        if now_s < self._since_s + limit_s:
+            self._arm(self._since_s + limit_s, now_s)
+        elif peer is not None and peer.is_busy(self._since_s, limit_s, now_s):
+            self._arm(peer.heard_s + limit_s, now_s)
+        elif peer is not None and peer.must_wait(now_s):
+            self._arm(now_s + _SCOUT_POLL_S, now_s)
         else:
             self._on_silence()
 
@@ -201,11 +215,18 @@ class AppendSession:
         owner: SessionOwner,
         clock: Clock,
         work: Bell,
+        *,
+        idle: IdleSessions | None = None,
+        peer: Peer | None = None,
+        direct: bool = True,
     ) -> None:
         self._stream = stream
         self._queue = queue
         self._owner = owner
         self._clock = clock
+        self._others = IdleSessions(1) if idle is None else idle  # of the client, this one too
+        self._peer = Peer() if peer is None else peer  # the node that the stream goes to
+        self._direct = direct  # it is the log's sequencer
         self._work = work  # rung when there may be something to send
         self._given_up: SharedLogError | None = None  # nothing more is sent or awaited
         self._ended_well = False  # our side: nothing more is sent, and all is answered
@@ -217,15 +238,20 @@ class AppendSession:
         self, opening: log_pb2.AppendSessionOpen, *, limit_s: float
     ) -> log_pb2.AppendSessionOpened | Moved | Lost:
         """Say what will be sent; batches may follow once this has returned `opened`."""
+        error = Unreachable(f"the node opened no session within {limit_s:g} s")
+        watch = self._watch(limit_s, due=lambda: True, silence=lambda: error)
         try:
-            async with asyncio.timeout(limit_s):
-                await self._stream.send(log_pb2.AppendSessionRequest(open=opening))
-                answer = await self._stream.receive()
-        except TimeoutError:
-            error = Unreachable(f"the node opened no session within {limit_s:g} s")
-            return Lost("unreached", error)
+            watch.heard()
+            await self._stream.send(log_pb2.AppendSessionRequest(open=opening))
+            answer = await self._stream.receive()
         except SharedLogError as refused:
-            return Lost(_kind_of(refused, "unreached"), refused)
+            given_up = self._given_up
+            return Lost(_kind_of(given_up or refused, "unreached"), given_up or refused)
+        finally:
+            watch.stop()
+        if self._given_up is not None:
+            return Lost("unreached", self._given_up)
+        self._peer.heard_s = self._clock.monotonic_s()
         if answer is not None and answer.HasField("moved"):
             return Moved(answer.moved.address, answer.moved.chain_version)
         if answer is None or not answer.HasField("opened"):
@@ -239,18 +265,22 @@ class AppendSession:
             self._given_up = error
             self._stream.cancel()
 
+    def let_go(self) -> None:
+        """End, in good order, if there is nothing to do."""
+        self._idle = True
+        self._work.ring()
+
     async def run(self, name: str, *, silence_s: float, idle_s: float = float("inf")) -> SessionEnd:
         """Send and take answers until the session ends, by itself if idle for `idle_s`."""
         queue = self._queue
         self._awake_s = self._clock.monotonic_s()
 
-        def on_silence() -> None:
-            message = f"{len(queue.sent)} answers are due and none came for {silence_s:g} s"
-            self.give_up(Unreachable(message))
+        def silence() -> Unreachable:
+            return Unreachable(
+                f"{len(queue.sent)} answers are due and none came for {silence_s:g} s"
+            )
 
-        watch = SilenceWatch(
-            self._clock, silence_s, due=lambda: bool(queue.sent), on_silence=on_silence
-        )
+        watch = self._watch(silence_s, due=lambda: bool(queue.sent), silence=silence)
         idle_watch = self._watch_idleness(idle_s)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -260,6 +290,7 @@ class AppendSession:
         finally:
             watch.stop()
             idle_watch.stop()
+            self._others.discard(self)
         if self._ended_well and not queue.sent and not isinstance(end, Moved):
             return Ended()  # whatever became of the good-bye
         if self._given_up is not None:
@@ -268,6 +299,17 @@ class AppendSession:
         if failed is not None and isinstance(end, Lost) and not end.by_result:
             return Lost(_kind_of(failed, "broke"), failed)
         return end
+
+    def _watch(
+        self, limit_s: float, *, due: Callable[[], bool], silence: Callable[[], Unreachable]
+    ) -> SilenceWatch:
+        return SilenceWatch(
+            self._clock,
+            limit_s,
+            due=due,
+            on_silence=lambda: self.give_up(silence()),
+            peer=self._peer if self._direct else None,
+        )
 
     async def _send_batches(self, watch: SilenceWatch) -> SharedLogError | None:
         """Send until closed; an error is returned, for the stream's reader ends with it too."""
@@ -291,8 +333,12 @@ class AppendSession:
                 elif self._is_done(now_s):
                     await self._end_input()
                     return None
-                else:
+                elif queue.sent or queue.has_unsent():
                     await self._work.wait(queue.linger_s(now_s))
+                else:
+                    self._others.add(self)
+                    await self._work.wait()
+                    self._others.discard(self)
         except SharedLogError as error:
             # What the node had said before, results and where the log has gone, is on its way.
             self._await_answers(_DRAIN_S)
@@ -321,12 +367,8 @@ class AppendSession:
         def is_idle() -> bool:
             return not self._queue.sent and not self._queue.has_unsent()
 
-        def on_idle() -> None:
-            self._idle = True
-            self._work.ring()
-
         return _IdleWatch(
-            self._clock, idle_s, since_s=lambda: self._awake_s, is_idle=is_idle, on_idle=on_idle
+            self._clock, idle_s, since_s=lambda: self._awake_s, is_idle=is_idle, on_idle=self.let_go
         )
 
     def _await_answers(self, limit_s: float) -> None:
@@ -350,6 +392,7 @@ class AppendSession:
                         return Ended()
                     return Lost("broke", Unreachable("the node ended the session"))
                 watch.heard()
+                self._peer.heard_s = self._clock.monotonic_s()
                 end = self._take_results(answer)
                 if answer.HasField("moved"):
                     return Moved(answer.moved.address, answer.moved.chain_version)

@@ -1,11 +1,13 @@
 """Appends, pipelined: the shell around `append_queue.py`.
 
 One task per appender opens sessions to the sequencer (`append_session.py`); callers of `append`
-touch only the queue. The task sleeps when nothing is to be done.
+touch only the queue. The task begins with a batch and ends with the session, once nothing is left
+to be sent: an idle appender is an object and nothing else.
 
 Sessions. The first batch opens one; it stays open until the appender closes, or has had nothing to
 send for a while: what the session was told of the log's tail grows old, and a batch that got lost
-would have to be looked for from there on. The next batch opens another. When one is lost, what
+would have to be looked for from there on. It ends sooner if the client has too many idle ones
+(`idle_sessions.py`). The next batch opens another. When one is lost, what
 was in flight is sent again on the next one, which goes where `sequencer_path.py` says: to the
 sequencer's own node, through another node, or, if the sequencer is suspect, wherever the report of
 that leads to. A session that was moved is followed at once. No caller sees any of this before the
@@ -28,6 +30,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Final, Self, assert_never
@@ -93,6 +96,8 @@ class Appender:
         *,
         producer: str | None = None,
         fencing_token: str | None = None,
+        create: bool = False,
+        owner: object | None = None,
     ) -> None:
         """Use `Log.appender`, which says what the arguments mean."""
         self._connection = connection
@@ -106,7 +111,10 @@ class Appender:
             fencing_token=fencing_token,
         )
         self._life: asyncio.Future[None] | None = None  # who waits for a named producer's life
-        self._path = SequencerPath(connection, route)
+        self._create = create  # the log, if it does not exist
+        # Who is to live as long as the task does; it refers to this appender, so not always.
+        self._owner = None if owner is None else weakref.ref(owner)
+        self._path = SequencerPath(connection, route, create=create)
         self._door = asyncio.Lock()  # callers that wait for room, in the order of their calls
         self._task: asyncio.Task[None] | None = None
         self._closing = False
@@ -332,7 +340,8 @@ class Appender:
         if self._task is None:
             name = f"appender:{self._route.name}"
             self._task = asyncio.get_running_loop().create_task(self._run(), name=name)
-            self._connection.open_appenders.add(self)
+            owner = None if self._owner is None else self._owner()
+            self._connection.open_appenders[self] = owner
 
     def _wake_caller(self) -> None:
         if self._room is not None and not self._room.done() and not self._queue.is_full():
@@ -364,18 +373,21 @@ class Appender:
     # The task.
 
     async def _run(self) -> None:
-        """Keep a session while there is something to send; return when closed and done."""
+        """Keep a session while there is something to send; the next batch begins anew."""
         try:
-            while True:
-                while not self._queue.has_unsent() and self._life is None:
-                    if self._closing:
-                        return
-                    await self._work.wait()
+            while self._queue.has_unsent() or self._awaits_life():
                 await self._one_session()
+            # Nothing comes between the look and this: the next batch finds no task.
+            self._task = None
+            self._connection.open_appenders.pop(self, None)
         except Exception as error:  # the task's root: the records must not wait for ever
             log.exception("appender.broken", extra={"log": self._route.name})
             self._closing = True
             self._fail_all(ProtocolError(f"the appender failed: {error!r}"))
+
+    def _awaits_life(self) -> bool:
+        """A named producer's first session is wanted, whether or not anything is to be sent."""
+        return self._life is not None and not self._life.done()
 
     async def _one_session(self) -> None:
         """Open a session, use it until it ends, and do what its end calls for."""
@@ -385,7 +397,16 @@ class Appender:
             await self._after_loss(Lost("refused", error), Stop("", direct=False))
             return
         stream = self._connection.transport.stream(stop.address, APPEND_SESSION)
-        session = AppendSession(stream, self._queue, self, self._clock, self._work)
+        session = AppendSession(
+            stream,
+            self._queue,
+            self,
+            self._clock,
+            self._work,
+            idle=self._connection.idle_sessions,
+            peer=self._connection.peers.at(stop.address),
+            direct=stop.direct,
+        )
         self._session = session
         try:
             end = await self._open_and_run(session, stop)
@@ -410,21 +431,8 @@ class Appender:
 
     async def _open_and_run(self, session: AppendSession, stop: Stop) -> SessionEnd:
         queue, name = self._queue, self._route.name
-        batches = queue.opening()
-        opening = log_pb2.AppendSessionOpen(
-            log=name,
-            direct_only=stop.direct,
-            producer_id=queue.producer_id,
-            producer_name=self._producer or "",
-            producer_epoch=queue.epoch,
-            next_sequence=batches.next_sequence,
-            unresolved=batches.unresolved,
-            resolve_from=batches.resolve_from,
-            resolve_segment=batches.resolve_segment,
-            min_chain_version=self._route.version,
-        )
-        limit_s = self._path.limit_s(_DIRECT_OPEN_S if stop.direct else _FORWARDED_OPEN_S)
-        opened = await session.open(opening, limit_s=limit_s)
+        async with self._connection.peers.at(stop.address).openings.take():
+            opened = await self._open(session, stop)
         if not isinstance(opened, log_pb2.AppendSessionOpened):
             return opened
         if opened.batch_bytes_max:
@@ -442,11 +450,33 @@ class Appender:
             batches_max=opened.in_flight_batches_max,
         )
         self._route.learn_version(opened.chain_version)
-        fields = {"log": name, "sequencer": opened.sequencer.node_id, "opening": batches}
+        fields = {"log": name, "sequencer": opened.sequencer.node_id}
         log.debug("appender.session_opened", extra=fields)
         silence_s = self._path.limit_s(self._config.silence_s)
         idle_s = self._config.idle_s
         return await session.run(f"appender-sender:{name}", silence_s=silence_s, idle_s=idle_s)
+
+    async def _open(
+        self, session: AppendSession, stop: Stop
+    ) -> log_pb2.AppendSessionOpened | Moved | Lost:
+        batches = self._queue.opening()
+        opening = log_pb2.AppendSessionOpen(
+            log=self._route.name,
+            direct_only=stop.direct,
+            producer_id=self._queue.producer_id,
+            next_sequence=batches.next_sequence,
+            unresolved=batches.unresolved,
+            resolve_from=batches.resolve_from,
+            resolve_segment=batches.resolve_segment,
+            min_chain_version=self._route.version,
+            producer_name=self._producer or "",
+            producer_epoch=self._queue.epoch,
+            create=self._create,
+        )
+        limit_s = self._path.limit_s(_DIRECT_OPEN_S if stop.direct else _FORWARDED_OPEN_S)
+        fields = {"log": self._route.name, "address": stop.address, "opening": batches}
+        log.debug("appender.session_opens", extra=fields)
+        return await session.open(opening, limit_s=limit_s)
 
     async def _after_loss(self, end: Lost, stop: Stop) -> None:
         """The session is lost: settle what it held, and do what leads to a better one."""
@@ -475,7 +505,7 @@ class Appender:
             if self._life is not None and not self._life.done():
                 self._life.set_exception(copy_error(error))
         self._wake_caller()
-        if self._queue.has_unsent() or self._life is not None:
+        if self._queue.has_unsent() or self._awaits_life():
             await self._path.after(Failure(end.kind, error, stop.address, stop.direct))
 
     # What the session asks and tells (`SessionOwner`).
@@ -507,7 +537,7 @@ class Appender:
         """End the task; whatever is left then fails."""
         task, self._task = self._task, None
         if task is not None:
-            self._connection.open_appenders.discard(self)
+            self._connection.open_appenders.pop(self, None)
             self._work.ring()
             try:
                 await asyncio.wait({task}, timeout=_END_TIMEOUT_S)

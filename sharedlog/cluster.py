@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import weakref
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from random import Random
 from types import TracebackType
-from typing import Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 
 from sharedlog.admin import Admin
 from sharedlog.batch import Record
@@ -15,6 +17,7 @@ from sharedlog.connection import Connection, parse_addresses
 from sharedlog.errors import InvalidArgument
 from sharedlog.limits import LIST_PAGE_MAX, READ_MANY_MAX
 from sharedlog.log import Log
+from sharedlog.namespaces import Namespaces
 from sharedlog.rpc.methods import CREATE_LOG, DESCRIBE_LOG, GET_NODES, GET_STATUS, LIST_LOGS
 from sharedlog.rpc.transport import Transport
 from sharedlog.starts import Start
@@ -23,6 +26,8 @@ from sharedlog.v1 import cluster_pb2, log_pb2, types_pb2
 Routing = Literal["smart", "plain"]
 """`smart` goes straight to the sequencer and the log servers and so must reach every node; `plain`
 sends everything through the given addresses."""
+
+_CLOSED_AT_ONCE: Final = 64
 
 
 def connect(
@@ -67,6 +72,15 @@ def connect(
     )
 
 
+class LogPage(NamedTuple):
+    """A part of a listing."""
+
+    logs: Sequence[types_pb2.LogSummary]
+    """In order of their names."""
+    next_after: str | None
+    """What to give as `after` for the next page; None: there are no more."""
+
+
 class Cluster:
     """A cluster of nodes. Made by `connect`; for one event loop and any number of its tasks."""
 
@@ -82,9 +96,15 @@ class Cluster:
         self._append_config = append_config
         self._read_config = read_config
         self._owns_transport = owns_transport
-        # One object per name that was asked for, so that all its users share a session.
-        self._logs: dict[str, Log] = {}
+        # One object per name that is in use, so that all its users share a session: whoever holds
+        # it, and an append under way, keeps it alive. By name, and whether it is to be made.
+        self._logs: weakref.WeakValueDictionary[tuple[str, bool], Log]
+        self._logs = weakref.WeakValueDictionary()
+        # The last that were asked for, in that order; for those who ask again and hold nothing.
+        # Invariant: at most `logs_kept_max`.
+        self._recent: dict[tuple[str, bool], Log] = {}
         self.admin = Admin(connection)
+        self.namespaces = Namespaces(connection)
 
     async def __aenter__(self) -> Self:
         return self
@@ -100,28 +120,51 @@ class Cluster:
     async def close(self, *, drop: bool = False) -> None:
         """End all sessions and connections. Appenders still open are dropped: close them before.
 
-        `drop` does not even wait for what `Log.append` has under way.
+        So are cursors. `drop` does not even wait for what `Log.append` has under way.
         """
         try:
-            for log in () if drop else self._logs.values():
-                await log.close()
+            if not drop:
+                await self._close_logs()
         finally:
+            self._recent.clear()
             self._logs.clear()
-            for appender in list(self._connection.open_appenders):
-                await appender.abort()
+            connection = self._connection
+            for part in (*connection.open_cursors, *connection.open_appenders):
+                await part.abort()
             if self._owns_transport:
-                await self._connection.transport.close()
+                await connection.transport.close()
 
-    def log(self, name: str) -> Log:
-        """The log of this name. No I/O: whether it exists shows at the first use."""
-        found = self._logs.get(name)
+    async def _close_logs(self) -> None:
+        places = asyncio.Semaphore(_CLOSED_AT_ONCE)
+
+        async def close(log: Log) -> None:
+            async with places:
+                await log.close()
+
+        async with asyncio.TaskGroup() as tasks:
+            for log in list(self._logs.values()):
+                tasks.create_task(close(log), name=f"close {log.name}")
+
+    def log(self, name: str, *, create: bool = False) -> Log:
+        """The log of this name. No I/O: whether it exists shows at the first use.
+
+        With `create` the first append makes it if it does not exist, with what its namespaces say
+        (`Cluster.namespaces`); two at once make one. Nothing else makes it: a read raises
+        `LogNotFound` until then.
+        """
+        key = name, create
+        found = self._recent.pop(key, None) or self._logs.get(key)
         if found is None:
-            found = self._logs[name] = Log(
+            found = self._logs[key] = Log(
                 self._connection,
                 name,
                 append_config=self._append_config,
                 read_config=self._read_config,
+                create=create,
             )
+        self._recent[key] = found
+        if len(self._recent) > self._connection.config.logs_kept_max:
+            del self._recent[next(iter(self._recent))]
         return found
 
     async def create_log(
@@ -129,7 +172,8 @@ class Cluster:
     ) -> Log:
         """Create a log; `replicas` copies, of which `write_quorum` make an append durable.
 
-        None takes the cluster's default and the majority of `replicas`.
+        None takes what the log's namespaces say (`Cluster.namespaces`), or else the cluster's
+        default and the majority of the replicas.
 
         Raises:
             LogExists: a log of this name exists.
@@ -153,7 +197,10 @@ class Cluster:
         return log
 
     async def list_logs(self, prefix: str = "") -> list[types_pb2.LogDescription]:
-        """All logs whose names start with `prefix`, in order of their names."""
+        """All logs whose names start with `prefix`, in order, each with its open segment.
+
+        Of many logs `iter_logs` gives less of each, and holds fewer.
+        """
         found: list[types_pb2.LogDescription] = []
         more = True
         while more:
@@ -163,6 +210,34 @@ class Cluster:
             found.extend(page.logs)
             more = page.more and len(page.logs) > 0
         return found
+
+    async def list_page(
+        self, prefix: str = "", *, after: str = "", limit: int = LIST_PAGE_MAX
+    ) -> LogPage:
+        """At most `limit` logs whose names start with `prefix` and come after `after`, in short.
+
+        As the asked node knows them: one that was created a moment ago may be missing.
+
+        Raises:
+            InvalidArgument: `limit` is not from 1 to 1,000. Unreachable: no node answers.
+        """
+        if not 1 <= limit <= LIST_PAGE_MAX:
+            raise InvalidArgument(f"limit is {limit}; it must be from 1 to {LIST_PAGE_MAX:,}")
+        request = log_pb2.ListLogsRequest(prefix=prefix, limit=limit, after=after, summaries=True)
+        page = await self._connection.call(LIST_LOGS, request)
+        return LogPage(page.summaries, page.summaries[-1].name if page.more else None)
+
+    async def iter_logs(self, prefix: str = "") -> AsyncGenerator[types_pb2.LogSummary, None]:
+        """All logs whose names start with `prefix`, in order of their names, page by page.
+
+        Raises what `list_page` raises.
+        """
+        after: str | None = ""
+        while after is not None:
+            page = await self.list_page(prefix, after=after)
+            for log in page.logs:
+                yield log
+            after = page.next_after
 
     def read_many(
         self,

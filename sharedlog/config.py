@@ -86,7 +86,7 @@ class ReaderConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
-    """Calls other than appends and reads."""
+    """Calls other than appends and reads, and what is kept for logs that are not in use."""
 
     timeout_s: float = 10.0
     """A whole call, its retries included."""
@@ -96,11 +96,19 @@ class ClientConfig:
     """Mean wait before the first retry."""
     backoff_max_s: float = 1.0
     """Mean wait before the later ones."""
+    idle_sessions_max: int = 512
+    """Append sessions that have nothing to do and are kept, over all logs; beyond so many the one
+    that was used longest ago is ended, and the next append to its log opens another."""
+    logs_kept_max: int = 1_024
+    """Logs of which the `Log` is kept although nobody holds it, the last that were asked for: so
+    that `cluster.log(name).append(...)` again and again has one session."""
 
     def __post_init__(self) -> None:
         _require("timeout_s", self.timeout_s, at_least=0.001)
         _require("attempt_timeout_s", self.attempt_timeout_s, at_least=0.001)
         _require("backoff_min_s", self.backoff_min_s, at_least=0, at_most=self.backoff_max_s)
+        _require("idle_sessions_max", self.idle_sessions_max, at_least=1)
+        _require("logs_kept_max", self.logs_kept_max, at_least=1)
 
 
 def _require(name: str, value: float, *, at_least: float, at_most: float = float("inf")) -> None:

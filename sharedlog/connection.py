@@ -21,6 +21,8 @@ from sharedlog.errors import (
     SharedLogError,
     Unreachable,
 )
+from sharedlog.idle_sessions import IdleSessions
+from sharedlog.peer import Peers
 from sharedlog.rpc.transport import Method, Req, Resp, Transport
 
 log = logging.getLogger(__name__)
@@ -74,7 +76,11 @@ class Connection:
         self.rng = rng
         self.smart = smart  # straight to sequencer and log servers, rather than through one node
         self.config = config
-        self.open_appenders: set[Abortable] = set()  # those with a task, which outlives no cluster
+        # Those with a task, which outlives no cluster; and who is to live as long as that, if any.
+        self.open_appenders: dict[Abortable, object | None] = {}
+        self.idle_sessions = IdleSessions(config.idle_sessions_max)
+        self.peers = Peers()
+        self.open_cursors: set[Abortable] = set()  # those with a timer or a task, likewise
         self._addresses = list(addresses)  # the best first
         self._failed_s: dict[str, float] = {}  # when one of them last did not answer
 
@@ -139,25 +145,30 @@ class Connection:
             last: SharedLogError | None = None
             poor: list[Resp] = []
             for address in self._in_order():
-                left_s = deadline_s - now()
-                if (left_s <= 0 and (last or poor)) or len(poor) >= _POOR_MAX:
+                begun_s = now()
+                if (deadline_s <= begun_s and (last or poor)) or len(poor) >= _POOR_MAX:
                     break
-                attempt_s = max(0.001, min(left_s, attempt_max_s))
-                try:
-                    answer = await self.transport.call(
-                        address, method, request, timeout_s=attempt_s
-                    )
-                    self._failed_s.pop(address, None)
-                    if good_enough is None or good_enough(answer):
-                        return answer
-                    poor.append(answer)
-                    self.avoid(address)
-                except _RETRIED as error:
-                    last = error
-                    self._failed_s[address] = now()
-                    self.avoid(address)
-                    fields = {"address": address, "method": method.path, "error": str(error)}
-                    log.debug("client.attempt_failed", extra=fields)
+                async with self.peers.at(address).calls.take():
+                    if self._failed_s.get(address, begun_s) > begun_s:
+                        last = Unreachable(f"{address} did not answer others meanwhile")
+                        continue
+                    attempt_s = max(0.001, min(deadline_s - now(), attempt_max_s))
+                    try:
+                        answer = await self.transport.call(
+                            address, method, request, timeout_s=attempt_s
+                        )
+                    except _RETRIED as error:
+                        last = error
+                        self._failed_s[address] = now()
+                        self.avoid(address)
+                        fields = {"address": address, "method": method.path, "error": str(error)}
+                        log.debug("client.attempt_failed", extra=fields)
+                        continue
+                self._failed_s.pop(address, None)
+                if good_enough is None or good_enough(answer):
+                    return answer
+                poor.append(answer)
+                self.avoid(address)
             if poor:
                 return poor[0]
             assert last is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from sharedlog.appender import Appender, check_record
 from sharedlog.batch import BatchBuilder, Headers, Record
@@ -19,6 +20,10 @@ from sharedlog.read_window import ReadProgress
 from sharedlog.route import Route
 from sharedlog.starts import Start, Timestamp
 from sharedlog.v1 import types_pb2
+
+if TYPE_CHECKING:
+    from sharedlog.cursor import Cursor
+    from sharedlog.cursors import Cursors
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +41,10 @@ class Log:
         *,
         append_config: AppenderConfig,
         read_config: ReaderConfig,
+        create: bool = False,
     ) -> None:
         self.name = name
+        self._create = create  # by the first append, if it does not exist
         self._connection = connection
         self._route = Route(connection, name)
         self._append_config = append_config
@@ -192,11 +199,18 @@ class Log:
             config,
             producer=producer,
             fencing_token=fencing_token,
+            create=self._create,
         )
 
     def _appender(self) -> Appender:
         if self._shared is None:
-            self._shared = Appender(self._connection, self._route, self._append_config)
+            self._shared = Appender(
+                self._connection,
+                self._route,
+                self._append_config,
+                create=self._create,
+                owner=self,
+            )
         return self._shared
 
     # Reading.
@@ -324,6 +338,48 @@ class Log:
         **Cancellation:** safe at any moment.
         """
         return await self._reads.find_offset(timestamp)
+
+    # Cursors.
+
+    def cursor(
+        self,
+        name: str,
+        *,
+        start: int = 0,
+        commit_every_s: float = 1.0,
+        owner_name: str | None = None,
+    ) -> Cursor:
+        """A place in this log that is kept in the cluster, to be read from and moved; `Cursor`.
+
+        Use it as `async with log.cursor("billing") as cursor`: that takes it over from whoever has
+        it. `start` is where it begins if there is none of this name. What was committed is written
+        at most once in `commit_every_s`. `owner_name` is shown to people; by default this process.
+
+        Raises:
+            InvalidArgument: `start` or `commit_every_s` can't be.
+        """
+        from sharedlog.cursor import Cursor  # late: most who use a log have no cursor
+
+        if owner_name is None:
+            import os
+            import socket
+
+            owner_name = f"{socket.gethostname()}:{os.getpid()}"
+        return Cursor(
+            self._connection,
+            self,
+            name,
+            start=start,
+            commit_every_s=commit_every_s,
+            owner_name=owner_name,
+        )
+
+    @property
+    def cursors(self) -> Cursors:
+        """The log's cursors: list, get, seek, delete."""
+        from sharedlog.cursors import Cursors  # late, likewise
+
+        return Cursors(self._connection, self.name)
 
     # The tail.
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from sharedlog.attempts import Attempts, Failure
 from sharedlog.connection import Connection
-from sharedlog.errors import SharedLogError
+from sharedlog.errors import LogNotFound, SharedLogError
 from sharedlog.route import Route
 
 log = logging.getLogger(__name__)
@@ -26,27 +26,29 @@ class Stop(NamedTuple):
 
 
 class SequencerPath:
-    """One for each appender, and for each call."""
+    """One for each appender, and for each call.
 
-    def __init__(self, connection: Connection, route: Route) -> None:
+    With `create`, a log that does not exist is no failure: whichever node is asked makes it.
+    """
+
+    def __init__(self, connection: Connection, route: Route, *, create: bool = False) -> None:
         self.attempts = Attempts(connection.rng, smart=connection.smart)
         self._connection = connection
         self._route = route
+        self._create = create
 
     async def next_stop(self) -> Stop:
         """Where to go now.
 
         Raises:
-            LogNotFound: there is no such log.
+            LogNotFound: there is no such log, and it is not to be made.
             SharedLogError: no node could tell.
         """
         attempts = self.attempts
         if self._connection.smart and not attempts.forward:
             address, attempts.told = attempts.told, ""
             if not address:
-                address = await self._route.sequencer_address(
-                    refresh=attempts.refresh, named=attempts.named
-                )
+                address = await self._sequencer_address()
                 attempts.refresh, attempts.named = False, None
             if address:
                 return Stop(address, direct=True)
@@ -54,6 +56,18 @@ class SequencerPath:
         address = self._connection.address()
         self._connection.avoid(address)  # so that the next attempt tries another
         return Stop(address, direct=False)
+
+    async def _sequencer_address(self) -> str:
+        """Where the log's sequencer is; "" if nobody knows, or there is none yet."""
+        attempts = self.attempts
+        try:
+            return await self._route.sequencer_address(
+                refresh=attempts.refresh, named=attempts.named
+            )
+        except LogNotFound:
+            if not self._create:
+                raise
+            return ""
 
     def limit_s(self, base_s: float) -> float:
         """How long to wait for an answer that should come within `base_s`."""
@@ -67,15 +81,17 @@ class SequencerPath:
 
     async def _report(self, failure: Failure) -> None:
         reason = f"{failure.kind}: {failure.error}"
+        peer = self._connection.peers.at(failure.address)
+        now_s = self._connection.clock.monotonic_s
         try:
             verdict = await self._route.report_suspect(failure.address, reason)
         except SharedLogError as error:
             fields = {"log": self._route.name, "suspect": failure.address, "error": str(error)}
             log.debug("path.report_failed", extra=fields)
+            peer.on_verdict(now_s(), innocent=False)
             return
+        if failure.direct:
+            peer.on_verdict(now_s(), innocent=verdict.innocent)
         self.attempts.on_report_answered(
-            failure,
-            address=verdict.address,
-            innocent=verdict.innocent,
-            now_s=self._connection.clock.monotonic_s(),
+            failure, address=verdict.address, innocent=verdict.innocent, now_s=now_s()
         )

@@ -12,11 +12,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from helpers.memory_log import MemoryLog
+from helpers.memory_metadata import MemoryMetadata
 from helpers.memory_sessions import MemorySessions, Session
 
 from loglet.time_search import find_neighbours
+from metadata.store import Version
+from node.cursor_service import CursorService
 from sharedlog.batch import (
     HEADERS_BYTES,
     PLACEMENT_BYTES,
@@ -26,6 +30,7 @@ from sharedlog.batch import (
     parse_placement,
 )
 from sharedlog.checksum import crc32c
+from sharedlog.clock import SystemClock
 from sharedlog.errors import (
     LogExists,
     LogletNotOpen,
@@ -113,6 +118,8 @@ class MemoryNode:
         server.add_call(methods.GET_STATUS, self._get_status)
         server.add_call(methods.LIST_LOGLETS, self._list_loglets)
         server.add_call(methods.REPORT_SUSPECT, self._report_suspect)
+        cluster: Any = self._cluster  # which is all the view that cursors need
+        CursorService(store=cluster.metadata, view=cluster, clock=SystemClock()).register(server)
         server.add_stream(methods.APPEND_SESSION, self._session)
         server.add_stream(methods.READ, self._read)
         server.add_stream(methods.READ_LOGLET, self._read_loglet)
@@ -182,7 +189,11 @@ class MemoryNode:
         names = [n for n in names if n.startswith(request.prefix) and n > request.after]
         page = names[: min(request.limit, self._cluster.page)]
         logs = [self._cluster.describe(self._cluster.logs[name]) for name in page]
-        return log_pb2.ListLogsResponse(logs=logs, more=len(names) > len(page))
+        more = len(names) > len(page)
+        if request.summaries:
+            summaries = [types_pb2.LogSummary(log_id=log.log_id, name=log.name) for log in logs]
+            return log_pb2.ListLogsResponse(summaries=summaries, more=more)
+        return log_pb2.ListLogsResponse(logs=logs, more=more)
 
     async def _find_tail(self, request: log_pb2.FindTailRequest) -> log_pb2.FindTailResponse:
         await self.running.wait()
@@ -433,6 +444,7 @@ class MemoryCluster:
     def __init__(self, nodes: int = 3) -> None:
         self.nodes = {f"n{i}": MemoryNode(self, f"n{i}") for i in range(1, nodes + 1)}
         self.logs: dict[str, MemoryLog] = {}
+        self.metadata = MemoryMetadata()
         self.page = 1_000
         self.heartbeat_s = 0.02
         self.describes = 0
@@ -470,6 +482,10 @@ class MemoryCluster:
         if name not in self.logs:
             raise LogNotFound(name=name)
         return self.logs[name]
+
+    async def fetch_log(self, name: str) -> tuple[MemoryLog, Version]:
+        """As a node's view does."""
+        return self.find(name), Version(1)
 
     def by_id(self, log_id: int) -> MemoryLog:
         """The log of this id."""

@@ -66,6 +66,8 @@ class MemorySessions:
         node.openings.append(opening)
         if node.faults.refuse_sessions:
             raise node.faults.refuse_sessions.popleft()
+        if opening.create and opening.log not in cluster.logs:
+            cluster.create(opening.log)
         log = cluster.find(opening.log)
         node.check_direct(log, direct_only=opening.direct_only)
         if not cluster.nodes[log.sequencer].works():
