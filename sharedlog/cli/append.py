@@ -53,6 +53,7 @@ class _Request:
     fencing_token: str | None
     producer: str | None
     compression: Compression | None
+    create: bool
 
 
 @click.command(
@@ -62,7 +63,7 @@ sharedlog append orders < lines.txt             a record for each line
 echo hello | sharedlog append orders --key greeting
 sharedlog append photos --format raw *.jpg      a record for each file
 sharedlog read orders --format json | sharedlog append copy --format ndjson
-tail -F /var/log/syslog | sharedlog append syslog --compression zstd
+tail -F /var/log/syslog | sharedlog append syslog --create --compression zstd
 sharedlog append orders --producer import-7 file.txt    run it again: it goes on where it stopped
 sharedlog append account --match-offset 42 < event      only if nobody has appended since
 """,
@@ -90,6 +91,7 @@ sharedlog append account --match-offset 42 < event      only if nobody has appen
     type=click.Choice(COMPRESSIONS),
     help="Compress batches: zstd is smallest, lz4 quickest.  [default: none]",
 )
+@click.option("--create", is_flag=True, help="Create LOG with the first record if there is none.")
 @click.option("--offsets", is_flag=True, help="Print each record's offset, a line for each.")
 @click.option(
     "--match-offset",
@@ -116,6 +118,7 @@ def append(
     key_field: str | None,
     headers: tuple[str, ...],
     compression: Compression | None,
+    create: bool,
     offsets: bool,
     match_offset: int | None,
     fencing_token: str | None,
@@ -145,6 +148,7 @@ def append(
         fencing_token=fencing_token,
         producer=producer,
         compression=compression,
+        create=create,
     )
     run = _Run(request, settings)
     if not files and sys.stdin.isatty():
@@ -190,10 +194,13 @@ class _Run:
 
     async def append_all(self, cluster: Cluster) -> None:
         """Append everything; the first failure ends the input and is kept in `failure`."""
-        log = cluster.log(self._request.log_name)
+        log = cluster.log(self._request.log_name, create=self._request.create)
         # A log that is unknown, or that nobody orders now, is found before the input is touched.
         try:
             await log.tail()
+        except errors.LogNotFound:
+            if not self._request.create:
+                raise
         except errors.DeadlineExceeded as error:
             raise errors.DeadlineExceeded(f"{error}; appended 0 records") from error
         self._progress = _ProgressBar(self._request.files) if self._request.progress else None

@@ -30,6 +30,8 @@ EXIT_INTERRUPTED: Final = 130
 _NOT_FOUND: Final = (
     errors.LogNotFound,
     errors.LogExists,
+    errors.CursorNotFound,
+    errors.CursorLost,
     errors.OffsetOutOfRange,
     errors.VersionMismatch,
     errors.ConditionFailed,

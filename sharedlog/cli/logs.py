@@ -17,7 +17,8 @@ from sharedlog.cli.app import (
 )
 from sharedlog.cli.output import Column, iso_time, note, plural, print_json, print_table
 from sharedlog.cli.session import with_cluster
-from sharedlog.cli.views import Json, spread_text, view_log
+from sharedlog.cli.views import Json, spread_text, view_log, view_summary
+from sharedlog.limits import LIST_PAGE_MAX
 
 if TYPE_CHECKING:
     from sharedlog import Cluster
@@ -66,7 +67,7 @@ def log() -> None:
 @click.command(
     cls=ExamplesCommand,
     examples="""
-sharedlog log create orders                     replicas and quorum by the cluster's default
+sharedlog log create orders                     replicas and quorum by its namespaces, or default
 sharedlog log create orders --replicas 3 --write-quorum 2
 sharedlog log create orders --if-not-exists     for scripts
 """,
@@ -124,21 +125,27 @@ def _placement(found: Json) -> str:
     examples="""
 sharedlog log ls
 sharedlog log ls team-a/                        names that start so
+sharedlog log ls team-a/ --limit 100 --after team-a/x17
 sharedlog log ls --json | jq -r '.logs[].name'
 """,
 )
 @click.argument("prefix", default="")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many.")
+@click.option("--after", default="", metavar="NAME", help="Only names that come after this one.")
 @cluster_options
 @pass_settings
-def list_logs(settings: Settings, prefix: str) -> None:
-    """List the logs, all or those whose names start with PREFIX."""
+def list_logs(settings: Settings, prefix: str, limit: int | None, after: str) -> None:
+    """List the logs in short, all or those whose names start with PREFIX.
 
-    async def work(cluster: Cluster) -> list[Json]:
-        return [view_log(found) for found in await cluster.list_logs(prefix)]
+    What is left by --limit is told on stderr, and as "next_after" in JSON.
+    """
 
-    found = with_cluster(settings, work)
+    async def work(cluster: Cluster) -> tuple[list[Json], str | None]:
+        return await _listed(cluster, prefix, after, limit)
+
+    found, next_after = with_cluster(settings, work)
     if settings.json:
-        print_json({"logs": found})
+        print_json({"logs": found, "next_after": next_after})
         return
     if not found:
         note("no logs" + (f" whose names start with {prefix}" if prefix else ""))
@@ -156,13 +163,29 @@ def list_logs(settings: Settings, prefix: str) -> None:
                 entry["name"],
                 str(entry["replicas"]),
                 str(entry["write_quorum"]),
-                entry["chain"][-1]["sequencer"]["node_id"],
-                " ".join(replica["node_id"] for replica in entry["chain"][-1]["nodeset"]),
+                entry["sequencer"],
+                " ".join(entry["nodeset"]),
                 iso_time(entry["created_ms"]),
             ]
             for entry in found
         ],
     )
+    if next_after is not None:
+        note(f"there are more: --after {next_after}")
+
+
+async def _listed(
+    cluster: Cluster, prefix: str, after: str, limit: int | None
+) -> tuple[list[Json], str | None]:
+    """Logs in short, and where to go on; page by page."""
+    found: list[Json] = []
+    more: str | None = after
+    while more is not None and (limit is None or len(found) < limit):
+        left = LIST_PAGE_MAX if limit is None else min(LIST_PAGE_MAX, limit - len(found))
+        page = await cluster.list_page(prefix, after=more, limit=left)
+        found.extend(map(view_summary, page.logs))
+        more = page.next_after
+    return found, more
 
 
 @click.command(cls=ExamplesCommand, examples="sharedlog log describe orders")
@@ -202,6 +225,7 @@ def _print_description(found: Json) -> None:
             f"{found['write_quorum']} (each acknowledged append is fsynced on so many)",
         ),
         ("spread", spread_text(found["spread"]) or "none asked for"),
+        ("created with", _created_with(found)),
         ("tail", f"{at_least}{found['tail']}"),
     ):
         click.echo(f"{label + ':':14}{text}")
@@ -227,6 +251,15 @@ def _print_description(found: Json) -> None:
             for segment in found["chain"]
         ],
     )
+
+
+def _created_with(found: Json) -> str:
+    """What was in force at its creation, and from where; it stays as it was."""
+    settings = (
+        f"{it['name'].replace('_', ' ')} {it['value'] or 'none'} ({it['source']})"
+        for it in found["created_with"]
+    )
+    return ", ".join(settings) or "not known: it is older than that"
 
 
 def _replica(replica: Json) -> str:

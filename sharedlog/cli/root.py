@@ -16,6 +16,10 @@ _SECTIONS: Final = {
     },
     "Cluster": {
         "log": Lazy("sharedlog.cli.logs", "log", "Create, inspect and change logs."),
+        "namespace": Lazy(
+            "sharedlog.cli.namespaces", "namespace", "What logs inherit by their names."
+        ),
+        "cursor": Lazy("sharedlog.cli.cursors", "cursor", "Places in a log, kept in the cluster."),
         "node": Lazy("sharedlog.cli.nodes", "node", "List, describe and drain nodes."),
         "status": Lazy("sharedlog.cli.status", "status", "What is wrong, nodes, logs."),
     },

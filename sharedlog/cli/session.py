@@ -44,7 +44,7 @@ def with_cluster(settings: Settings, work: Callable[[Cluster], Awaitable[Result]
             given = {"timeout_s": target.timeout_s}
         async with connect(
             target.address,
-            config=ClientConfig(**given),  # type: ignore[arg-type]  # likewise
+            config=ClientConfig(**given),  # type: ignore[arg-type]  # likewise below
             append_config=AppenderConfig(**given),  # type: ignore[arg-type]  # timeout_s alone
             read_config=ReaderConfig(**given),
         ) as cluster:

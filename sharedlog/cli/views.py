@@ -8,7 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sharedlog.v1 import admin_pb2, cluster_pb2, log_server_pb2, types_pb2
+    from sharedlog.v1 import (
+        admin_pb2,
+        cluster_pb2,
+        cursor_pb2,
+        log_server_pb2,
+        namespace_pb2,
+        types_pb2,
+    )
 
 Json = dict[str, Any]
 
@@ -26,6 +33,7 @@ def view_log(log: types_pb2.LogDescription) -> Json:
         "write_quorum": log.write_quorum,
         "spread": dict(log.spread),
         "created_ms": log.created_ms,
+        "created_with": [_view_setting(setting) for setting in log.created_with],
         "chain_version": log.chain_version,
         "chain": [view_segment(segment) for segment in log.chain],
         "nodes": [
@@ -37,6 +45,50 @@ def view_log(log: types_pb2.LogDescription) -> Json:
             }
             for node in log.nodes
         ],
+    }
+
+
+def view_summary(log: types_pb2.LogSummary) -> Json:
+    """A log in short, as a listing has it."""
+    return {
+        "name": log.name,
+        "log_id": f"{log.log_id:016x}",
+        "replicas": log.replicas,
+        "write_quorum": log.write_quorum,
+        "spread": dict(log.spread),
+        "created_ms": log.created_ms,
+        "chain_version": log.chain_version,
+        "segments": log.segment_count,
+        "sequencer": log.sequencer_node_id,
+        "nodeset": list(log.node_ids),
+    }
+
+
+def view_namespace(namespace: namespace_pb2.Namespace) -> Json:
+    """What a prefix sets (null: inherited), and what is in force there."""
+    return {
+        "prefix": namespace.prefix,
+        "version": namespace.version,
+        "replicas": namespace.replicas if namespace.HasField("replicas") else None,
+        "write_quorum": namespace.write_quorum if namespace.HasField("write_quorum") else None,
+        "spread": dict(namespace.spread.levels) if namespace.HasField("spread") else None,
+        "changed_ms": namespace.changed_ms,
+        "effective": [_view_setting(setting) for setting in namespace.effective],
+    }
+
+
+def _view_setting(setting: types_pb2.Setting) -> Json:
+    return {"name": setting.name, "value": setting.value, "source": setting.source}
+
+
+def view_cursor(cursor: cursor_pb2.CursorState) -> Json:
+    """A cursor."""
+    return {
+        "name": cursor.name,
+        "position": cursor.position,
+        "epoch": cursor.epoch,
+        "owner_name": cursor.owner_name,
+        "changed_ms": cursor.changed_ms,
     }
 
 
