@@ -17,6 +17,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -184,6 +185,13 @@ class EmbeddedMetadataStore:
 
     async def watch(self, prefix: str) -> AsyncGenerator[WatchEvent, None]:
         """See `MetadataStore.watch`. Raises `MetadataUnavailable` once the store is closed."""
+        async with aclosing(self.watch_batches(prefix)) as batches:
+            async for events in batches:
+                for event in events:
+                    yield event
+
+    async def watch_batches(self, prefix: str) -> AsyncGenerator[Sequence[WatchEvent], None]:
+        """The same events, those together that came together: many changes make few messages."""
         check_prefix(prefix)
         config = self._config
         queue = WatchQueue(
@@ -192,9 +200,7 @@ class EmbeddedMetadataStore:
         told = Told()
         self._add_watcher(queue)
         try:
-            for event in self._catch_up(prefix, queue, told):
-                yield event
-            yield SnapshotComplete()
+            yield [*self._catch_up(prefix, queue, told), SnapshotComplete()]
             while True:
                 changes = await queue.take()
                 if changes is None:
@@ -203,8 +209,8 @@ class EmbeddedMetadataStore:
                         self._metrics.watch_resyncs.inc()
                 else:
                     news = [event for event in changes if told.accept(event)]
-                for event in news:
-                    yield event
+                if news:
+                    yield news
         finally:
             self._remove_watcher(queue)
 

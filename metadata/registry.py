@@ -60,6 +60,7 @@ from sharedlog.errors import (
     LogNotFound,
     LogUnavailable,
     MetadataUnavailable,
+    SharedLogError,
     VersionMismatch,
     WrongCluster,
 )
@@ -268,13 +269,8 @@ async def create_log(
     """
     check_log_name(name)
     key = log_key(name)
-    for _ in range(RACES_MAX):
-        entry = await store.get(key)
-        if entry is not None:
-            found = decode_log(entry)
-            if nonce and found.create_nonce == nonce:
-                return found, entry.version
-            raise LogExists(name=name)
+    record = unable = None
+    try:
         record = new_log_record(
             name=name,
             log_id=log_id,
@@ -288,11 +284,22 @@ async def create_log(
             spread=spread,
             created_with=created_with,
         )
-        try:
-            version = await store.put(key, encode_log(record), expected=ABSENT)
-        except VersionMismatch:
-            continue  # another create was faster; it may even be this one's earlier try
-        return record, version
+    except SharedLogError as error:
+        unable = error  # but an earlier try may have been able
+    for _ in range(RACES_MAX):
+        if record is not None:
+            try:
+                return record, await store.put(key, encode_log(record), expected=ABSENT)
+            except VersionMismatch:
+                pass  # there is one; it may even be this one's earlier try
+        entry = await store.get(key)
+        if entry is not None:
+            found = decode_log(entry)
+            if nonce and found.create_nonce == nonce:
+                return found, entry.version
+            raise LogExists(name=name)
+        if unable is not None:
+            raise unable
     raise MetadataUnavailable(f"log {name!r}: lost {RACES_MAX} races to create it; giving up")
 
 

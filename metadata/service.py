@@ -1,12 +1,13 @@
 """The metadata store as a gRPC service: one embedded store, served to the cluster's nodes.
 
-A plain adapter. What it adds is paging of listings and packing of a watch's first part, so that a
-message stays far below gRPC's limit and a thousand keys are not a thousand messages.
+A plain adapter. What it adds is paging of listings and packing of what a watch tells, so that a
+message stays far below gRPC's limit and a thousand keys are not a thousand messages: neither in a
+watch's first part nor when many are changed by one commit.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Final, Protocol
 
@@ -25,7 +26,7 @@ from sharedlog.rpc.transport import Server, ServerStream
 from sharedlog.v1 import metadata_pb2 as pb
 
 WATCH_MESSAGE_BYTES: Final = 256 * KIB
-"""A message of a watch's first part is sent when it has reached so many bytes."""
+"""A message of a watch is sent when it has reached so many bytes, or nothing more is known."""
 
 GET = proto_method("MetadataService/Get", pb.MetadataGetRequest, pb.MetadataGetResponse)
 PUT = proto_method("MetadataService/Put", pb.MetadataPutRequest, pb.MetadataPutResponse)
@@ -49,8 +50,8 @@ class ServableStore(MetadataStore, Protocol):
         """Entries with keys greater than `after`, at most `limit`, and whether there are more."""
         ...
 
-    def watch(self, prefix: str) -> AsyncGenerator[WatchEvent, None]:
-        """See `MetadataStore.watch`."""
+    def watch_batches(self, prefix: str) -> AsyncGenerator[Sequence[WatchEvent], None]:
+        """What `MetadataStore.watch` tells; what is known at one time, at one time."""
         ...
 
 
@@ -97,32 +98,39 @@ class MetadataService:
         request = await stream.receive()
         if request is None:
             return
-        async with aclosing(self._store.watch(request.prefix)) as events:
-            async for message in _messages(events):
-                await stream.send(message)
+        async with aclosing(self._store.watch_batches(request.prefix)) as batches:
+            async for events in batches:
+                for message in _messages(events):
+                    await stream.send(message)
 
 
-async def _messages(
-    events: AsyncGenerator[WatchEvent, None],
-) -> AsyncGenerator[pb.MetadataWatchResponse, None]:
-    """The first part packed into messages, then a message for each change."""
+def _messages(events: Sequence[WatchEvent]) -> Iterator[pb.MetadataWatchResponse]:
+    """The events, packed, in their order: a message tells its changes before its deletions.
+
+    A key comes once in a message.
+    """
     message = pb.MetadataWatchResponse()
+    keys: set[str] = set()
     size = 0
-    in_snapshot = True
-    async for event in events:
+    for event in events:
+        if isinstance(event, SnapshotComplete):
+            message.snapshot_complete = True
+            continue
+        key = event.entry.key if isinstance(event, Changed) else event.key
+        overtakes = isinstance(event, Changed) and message.deleted
+        if keys and (size >= WATCH_MESSAGE_BYTES or key in keys or overtakes):
+            yield message
+            message, size = pb.MetadataWatchResponse(), 0
+            keys.clear()
+        keys.add(key)
         match event:
             case Changed(entry):
                 message.changed.append(entry_to_proto(entry))
                 size += len(entry.key) + len(entry.value)
-            case Deleted(key, version):
+            case Deleted(_, version):
                 message.deleted.append(pb.MetadataEntry(key=key, version=version))
-            case SnapshotComplete():
-                message.snapshot_complete = True
-                in_snapshot = False
-        if not in_snapshot or size >= WATCH_MESSAGE_BYTES:
-            yield message
-            message = pb.MetadataWatchResponse()
-            size = 0
+                size += len(key)
+    yield message
 
 
 def entry_to_proto(entry: Entry) -> pb.MetadataEntry:

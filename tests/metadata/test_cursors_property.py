@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -210,5 +210,10 @@ class CursorMachine(RuleBasedStateMachine):
                 seen.append(record.owner)
 
 
-CursorMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+CursorMachine.TestCase.settings = settings(
+    max_examples=100,
+    stateful_step_count=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 test_cursors = pytest.mark.slow(CursorMachine.TestCase)
