@@ -8,6 +8,8 @@
         async for record in log.read(start=0):
             ...
 
+`sharedlog.sync` is the same client for scripts, notebooks and threads, with calls that wait.
+
 Importing this package costs next to nothing: a name is loaded when it is first used, and with it
 gRPC. `sharedlog.errors` has every error.
 """
@@ -18,7 +20,7 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sharedlog import errors
+    from sharedlog import errors, sync
     from sharedlog.appender import Appender
     from sharedlog.batch import Headers, Record
     from sharedlog.cluster import Cluster, connect
@@ -87,6 +89,7 @@ __all__ = [
     "errors",
     "from_tail",
     "from_time",
+    "sync",
 ]
 
 _FROM: Final = {
@@ -113,8 +116,8 @@ _FROM: Final = {
 
 
 def __getattr__(name: str) -> object:
-    if name == "errors":
-        return importlib.import_module("sharedlog.errors")
+    if name in ("errors", "sync"):
+        return importlib.import_module(f"sharedlog.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'sharedlog' has no attribute {name!r}")
     module = importlib.import_module(f"sharedlog.{_FROM.get(name, 'errors')}")

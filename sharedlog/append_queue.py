@@ -59,7 +59,8 @@ Deliberately not here: sessions, back-off, routes, and waiting for room.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 from sharedlog.batch import (
@@ -161,6 +162,22 @@ class AppendQueue:
         if index + 1 >= self.config.batch_records:
             self.room = 0
         return PendingAppend(batch, index)
+
+    def put_run(self, values: Sequence[object], start: int) -> range:
+        """`put_plain` for `values[start:]` up to the first that it is not for; their places."""
+        batch = self.open
+        assert batch is not None
+        append, room = batch.builder.append, self.room
+        first = index = len(batch.builder)
+        for value in islice(values, start, None):
+            if value.__class__ is not bytes or len(value) >= room:
+                break
+            index = append(value) + 1
+            room -= len(value) + _RECORD_BYTES
+            if index >= self.config.batch_records:
+                room = 0
+        self.room = room
+        return range(first, index)
 
     def fits(
         self, value: bytes, key: bytes | None, headers: Headers | None, *, timeout_s: float

@@ -31,7 +31,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Final, Self, assert_never
 
@@ -79,6 +79,7 @@ _FORWARDED_OPEN_S: Final = 5.0  # for that of a node that has to find the sequen
 _END_TIMEOUT_S: Final = 1.0  # for the server's good-bye
 _WARN_AFTER: Final = 5  # failed sessions in a row before it is said aloud
 _FENCED_MAX: Final = 5  # sessions in a row that were fenced
+_NO_BATCH: Final = AppendBatch(BatchBuilder(), opened_s=0.0, timeout_s=0.0)
 
 
 class Appender:
@@ -126,6 +127,11 @@ class Appender:
         self._last_error: SharedLogError | None = None  # of the last session, if it got nowhere
         self._fenced = 0  # sessions in a row that ended so
 
+    @property
+    def config(self) -> AppenderConfig:
+        """Its settings."""
+        return self._config
+
     async def append(
         self, value: bytes, key: bytes | None = None, headers: Headers | None = None
     ) -> PendingAppend:
@@ -166,6 +172,16 @@ class Appender:
         log: go on with the one that has this number.
         """
         return self._queue.next_sequence
+
+    def append_at_once(self, values: Sequence[object], start: int) -> tuple[AppendBatch, range]:
+        """Hand over `values[start:]` as far as they join the open batch: that, and their places.
+
+        There may be none: `append` is for the one at which it stopped. For who hands over what
+        others have gathered (`sharedlog.sync`): nothing is made for a record here.
+        """
+        queue = self._queue
+        batch = queue.open
+        return (_NO_BATCH, range(0)) if batch is None else (batch, queue.put_run(values, start))
 
     async def append_batch(
         self,

@@ -144,6 +144,11 @@ class PendingAppend:
         self._batch = batch
         self._index = index
 
+    @property
+    def place(self) -> tuple[AppendBatch, int]:
+        """Its batch, and its index there."""
+        return self._batch, self._index
+
     def done(self) -> bool:
         """The outcome is known."""
         return self._batch.done

@@ -1,0 +1,31 @@
+"""One log, for threads: append, read, find the tail; see `sharedlog.log`."""
+
+from __future__ import annotations
+
+from sharedlog import appender as aio_appender
+from sharedlog import log as aio
+from sharedlog.sync.appender import Appender
+from sharedlog.sync.facade import Facade, blocking, direct, iterating, iterating_flat
+
+
+def _appender(log: Facade[aio.Log], inner: aio_appender.Appender) -> Appender:
+    return Appender(log._bridge, inner)  # noqa: SLF001  # of the same family
+
+
+class Log(Facade[aio.Log]):
+    """A log of the cluster. That it exists shows at the first use."""
+
+    @property
+    def name(self) -> str:
+        """The log's name."""
+        return self._inner.name
+
+    append = blocking(aio.Log.append)
+    append_batch = blocking(aio.Log.append_batch)
+    appender = direct(aio.Log.appender, into=_appender)
+    read = iterating_flat(aio.Log.read, aio.Log.read_batches)
+    read_batches = iterating(aio.Log.read_batches)
+    tail = blocking(aio.Log.tail)
+    known_tail = blocking(aio.Log.known_tail)
+    describe = blocking(aio.Log.describe)
+    close = blocking(aio.Log.close)
