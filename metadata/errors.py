@@ -1,6 +1,6 @@
 """Errors of the metadata package's own, added to the tree of `sharedlog/errors.py`.
 
-ProtocolError
+SharedLogError
 └── MetadataCorrupt            a value whose checksum or form is wrong; carries the key
 """
 
@@ -14,6 +14,8 @@ from sharedlog.errors import SharedLogError, StatusName
 class MetadataCorrupt(SharedLogError):
     """What is kept under `key` is not what was written. It is never taken for absence."""
 
+    outcome = "definite"
+    advice = "restore the metadata store: what is left of the value is no guide"
     grpc_status: ClassVar[StatusName] = "DATA_LOSS"
 
     def __init__(self, message: str, *, key: str) -> None:

@@ -57,6 +57,9 @@ class Ticket(Protocol):
 class MovedOn(SharedLogError):
     """The loglet is over: ask again who orders the log. Never leaves this package."""
 
+    outcome = "definite"
+    advice = "nothing: it never leaves the sequencer"
+
 
 class FutureTicket:
     """A caller that waits for one batch."""

@@ -19,8 +19,8 @@ session ends with batches unanswered they go back to the front of `waiting`, in 
 sent again first on the next session. By its producer and sequence the sequencer knows a batch that
 is in the log already, and answers with the offset that it has. What ends a session:
 
-    it broke, fell silent,      what it had is *unresolved*: in the log, or not, or not yet
-    or said AppendIndefinite
+    it broke, fell silent, or   what it had is *unresolved*: in the log, or not, or not yet
+    said what proves nothing
     it refused a batch          that batch is not in the log; nor is any behind it, for a session
                                 takes nothing more after a refusal
     it moved                    nothing without an answer was admitted there
@@ -77,8 +77,8 @@ from sharedlog.config import AppenderConfig
 from sharedlog.errors import (
     AppendIndefinite,
     ConditionFailed,
-    DeadlineExceeded,
     LogUnavailable,
+    NotAppended,
     NotSequencer,
     ProducerFenced,
     ProtocolError,
@@ -416,7 +416,7 @@ class AppendQueue:
             # Lower than what an earlier session acknowledged, if a loss was accepted since.
             self._acked = Bound(self._session_floor.segment_index, self._session_end)
             self._finish(batch, first, None)
-        elif isinstance(error, AppendIndefinite):
+        elif error.outcome == "indefinite":
             self._take_back(unresolved=True)
         else:
             if not is_refusal(error):
@@ -552,7 +552,8 @@ _UNREPEATED: Final = "its session was lost, and without exactly_once it is not s
 
 def is_refusal(error: SharedLogError) -> bool:
     """The batch was not taken, and the same batch may be taken later."""
-    return error.retryable or isinstance(error, LogUnavailable | ProducerFenced)
+    may_be_taken = error.retryable or isinstance(error, LogUnavailable | ProducerFenced)
+    return may_be_taken and error.outcome == "definite"
 
 
 def _honest(batch: AppendBatch, error: SharedLogError) -> SharedLogError:
@@ -576,13 +577,13 @@ def _unanswered(batch: AppendBatch, why: SharedLogError | None) -> AppendIndefin
 def _never_sent(batch: AppendBatch, why: SharedLogError | None) -> SharedLogError:
     message = f"it was not taken within {batch.timeout_s:g} s, so it is not in the log"
     if why is None:
-        return DeadlineExceeded(f"{message}: the log is slower than the appender")
+        return NotAppended(f"{message}: the log is slower than the appender")
     error: SharedLogError
     if isinstance(why, Unrepairable):
         error = Unrepairable(f"{message}: {why}", segment_index=why.segment_index)
     elif isinstance(why, LogUnavailable | NotSequencer):
         error = LogUnavailable(f"{message}: {why}")
     else:
-        error = DeadlineExceeded(f"{message}: {why}")
+        error = NotAppended(f"{message}: {why}")
     error.__cause__ = why
     return error

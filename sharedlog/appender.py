@@ -50,7 +50,6 @@ from sharedlog.config import AppenderConfig
 from sharedlog.connection import Connection
 from sharedlog.control import check_producer_name, producer_id_of
 from sharedlog.errors import (
-    AppendIndefinite,
     InvalidArgument,
     LogNotFound,
     LogUnavailable,
@@ -498,7 +497,7 @@ class Appender:
         """The session is lost: settle what it held, and do what leads to a better one."""
         error = end.error
         unresolved = self._queue.on_session_lost()
-        if end.by_result and not is_refusal(error) and not isinstance(error, AppendIndefinite):
+        if end.by_result and not is_refusal(error) and error.outcome == "definite":
             self._wake_caller()
             return  # one batch failed for good; the others need a new session and nothing else
         self._last_error = error

@@ -23,7 +23,8 @@
     ├── Overloaded                 a limit was reached; carries when to try again
     ├── StoreReadOnly              a log server's disk is full or nearly so
     ├── Unreachable                no connection, or it broke
-    ├── DeadlineExceeded           a call that changes nothing ran out of time
+    ├── DeadlineExceeded           no answer in time
+    │   └── NotAppended            an append ran out of time before any session took it
     ├── DataLoss                   every replica that should hold the records lost or damaged them
     ├── CorruptBatch               bytes that are no batch, or whose checksum does not match
     ├── CodecUnavailable           a batch can't be compressed or decompressed here: install it
@@ -40,10 +41,16 @@
     └── ProtocolError              the peer broke the protocol, or met an error of its own
 
 **Definite and indefinite.** An append that raises `AppendIndefinite` may be in the log. An append
-that raises anything else is not in the log and never will be.
+that raises anything else is not in the log and never will be. `outcome` says the same of any change
+for which a call raised the error, such as a new log, and of what a peer answers to an append under
+way: what a class does not know to be definite proves nothing, and the append goes on until its
+outcome is known or its time is up. So a refusal by one log server, of which an append has several,
+is indefinite here.
 
-A class exists where a caller would act differently. Errors travel between processes with their
-class, message and fields (`sharedlog/rpc/errors.py`); fields are plain attributes with JSON values.
+A class exists where a caller would act differently, and says how: `outcome`, `retryable`, `fault`,
+`advice`. docs/errors.md has the table of all of them, made by `tools/errors_page.py`. Errors travel
+between processes with their class, message and fields (`sharedlog/rpc/errors.py`); fields are plain
+attributes with JSON values.
 """
 
 from __future__ import annotations
@@ -66,12 +73,26 @@ StatusName = Literal[
 ]
 """Name of a `grpc.StatusCode`; a name, so that this module does not import grpc."""
 
+Outcome = Literal["definite", "indefinite"]
+"""What is known of a change that ended with an error: `definite`, it was not made and never will
+be; `indefinite`, it may have been, or may yet be."""
+
+Fault = Literal["call", "data", "state", "cluster"]
+"""What is to be mended: the `call` as it was made; the `data` that it carried; nothing, but the
+`state` is not what the caller took it for; the `cluster`, or the way there."""
+
 
 class SharedLogError(Exception):
     """The root. `str(error)` is one line for a person."""
 
+    outcome: ClassVar[Outcome] = "indefinite"
+    """Of a change for which this was raised. A class that does not know better proves nothing."""
     retryable: ClassVar[bool] = False
-    """The same call may succeed later, unchanged."""
+    """The same call may succeed later, unchanged. Whether that is safe is told by `outcome`."""
+    fault: ClassVar[Fault] = "cluster"
+    """What is to be mended."""
+    advice: ClassVar[str] = "read the message; it is an error of a kind that this version lacks"
+    """What to do, for a person: a clause without a full stop."""
     grpc_status: ClassVar[StatusName] = "INTERNAL"
 
     def __init__(self, message: str) -> None:
@@ -81,11 +102,16 @@ class SharedLogError(Exception):
 class InvalidArgument(SharedLogError):
     """The call itself is wrong; it will never succeed as it is."""
 
+    outcome = "definite"
+    fault: ClassVar[Fault] = "call"
+    advice = "mend the call; as it is it will never succeed"
     grpc_status: ClassVar[StatusName] = "INVALID_ARGUMENT"
 
 
 class InvalidLogName(InvalidArgument):
     """Not a log's name."""
+
+    advice = "take another name"
 
     def __init__(self, *, name: str) -> None:
         super().__init__(
@@ -98,12 +124,18 @@ class InvalidLogName(InvalidArgument):
 class EmptyBatch(InvalidArgument):
     """A batch needs at least one record."""
 
+    fault = "data"
+    advice = "append at least one record"
+
     def __init__(self) -> None:
         super().__init__("the batch is empty; an append needs at least one record")
 
 
 class RecordTooLarge(InvalidArgument):
     """One record exceeds the limit."""
+
+    fault = "data"
+    advice = "split the record, or keep it elsewhere and append where it is"
 
     def __init__(self, *, size_bytes: int, max_bytes: int) -> None:
         super().__init__(f"the record has {size_bytes:,} bytes; at most {max_bytes:,} are taken")
@@ -113,6 +145,9 @@ class RecordTooLarge(InvalidArgument):
 
 class BatchTooLarge(InvalidArgument):
     """One batch exceeds a limit; `unit` is "bytes" or "records"."""
+
+    fault = "data"
+    advice = "append in several batches"
 
     def __init__(self, *, size: int, max_size: int, unit: str) -> None:
         super().__init__(f"the batch has {size:,} {unit}; at most {max_size:,} are taken")
@@ -124,6 +159,8 @@ class BatchTooLarge(InvalidArgument):
 class OffsetOutOfRange(InvalidArgument):
     """A read starts below 0 or beyond the tail."""
 
+    fault = "state"
+    advice = "start at an offset that exists; `tail` is the first that does not"
     grpc_status = "OUT_OF_RANGE"
 
     def __init__(self, *, offset: int, tail: int | None) -> None:
@@ -136,6 +173,9 @@ class OffsetOutOfRange(InvalidArgument):
 class LogNotFound(SharedLogError):
     """No log has this name."""
 
+    outcome = "definite"
+    fault = "state"
+    advice = "create the log, or mend the name"
     grpc_status = "NOT_FOUND"
 
     def __init__(self, *, name: str) -> None:
@@ -146,6 +186,9 @@ class LogNotFound(SharedLogError):
 class LogExists(SharedLogError):
     """A log of this name exists already."""
 
+    outcome = "definite"
+    fault = "state"
+    advice = "use the log that is there, or take another name"
     grpc_status = "ALREADY_EXISTS"
 
     def __init__(self, *, name: str) -> None:
@@ -156,6 +199,9 @@ class LogExists(SharedLogError):
 class CursorNotFound(SharedLogError):
     """The log has no cursor of this name."""
 
+    outcome = "definite"
+    fault = "state"
+    advice = "open the cursor, which makes it, or mend the name"
     grpc_status = "NOT_FOUND"
 
     def __init__(self, *, name: str) -> None:
@@ -169,6 +215,9 @@ class CursorLost(SharedLogError):
     `position` is where it is now, None if it is no more; `epoch` and `owner` are the new owner's.
     """
 
+    outcome = "definite"
+    fault = "state"
+    advice = "stop: another owner reads on from the position that was committed last"
     grpc_status = "ABORTED"
 
     def __init__(self, *, name: str, position: int | None, epoch: int, owner: str) -> None:
@@ -184,12 +233,16 @@ class CursorLost(SharedLogError):
 class AppendIndefinite(SharedLogError):
     """The outcome is unknown: the record may be in the log, now or later, or never."""
 
+    outcome = "indefinite"
+    advice = "read the log to see whether the record is there, before it is appended again"
     grpc_status = "UNKNOWN"
 
 
 class LogUnavailable(SharedLogError):
     """The log takes no appends or tells no tail until something changes; the message says what."""
 
+    outcome = "definite"
+    advice = "try again later; `sharedlog status` says what it waits for"
     retryable = True
     grpc_status: ClassVar[StatusName] = "UNAVAILABLE"
 
@@ -200,6 +253,7 @@ class Unrepairable(LogUnavailable):
     Nothing is wrong with what was read before. `segment_index` says which segment.
     """
 
+    advice = "bring a lost log server back, or decide on `sharedlog log accept-loss`"
     retryable = False
     grpc_status = "FAILED_PRECONDITION"
 
@@ -215,6 +269,9 @@ class ProducerFenced(SharedLogError):
     of this one.
     """
 
+    outcome = "definite"
+    fault = "state"
+    advice = "stop: another process appends in this one's place"
     grpc_status = "ABORTED"
 
     def __init__(self, message: str, *, life: int | None = None) -> None:
@@ -225,6 +282,8 @@ class ProducerFenced(SharedLogError):
 class SequenceGap(SharedLogError):
     """A batch does not follow its producer's last one: one before it was refused or never came."""
 
+    outcome = "definite"
+    advice = "nothing: the client sends the batch again in its order"
     retryable = True
     grpc_status = "ABORTED"
 
@@ -232,11 +291,16 @@ class SequenceGap(SharedLogError):
 class ConditionFailed(SharedLogError):
     """The append was to depend on something that does not hold: nothing was appended."""
 
+    outcome = "definite"
+    fault = "state"
+    advice = "look at what is there now, and decide anew"
     grpc_status = "FAILED_PRECONDITION"
 
 
 class OffsetMismatch(ConditionFailed):
     """The batch would not get the offset that it must get. `tail` is what it would have got."""
+
+    advice = "read what was appended up to `tail`, and decide anew"
 
     def __init__(self, *, match_offset: int, tail: int) -> None:
         super().__init__(f"the append was to get offset {match_offset}, and the tail is {tail}")
@@ -246,6 +310,8 @@ class OffsetMismatch(ConditionFailed):
 
 class FencingTokenMismatch(ConditionFailed):
     """The log's fencing token is another one: `current`, "" for none."""
+
+    advice = "stop, if another one has the log now; `current` is its token"
 
     def __init__(self, *, given: str, current: str) -> None:
         has = f"the log's is {current!r}" if current else "the log has none"
@@ -257,6 +323,8 @@ class FencingTokenMismatch(ConditionFailed):
 class NotSequencer(SharedLogError):
     """The asked process does not order this log."""
 
+    outcome = "definite"
+    advice = "nothing: the client goes to the process that orders the log"
     retryable = True
     grpc_status = "FAILED_PRECONDITION"
 
@@ -268,6 +336,8 @@ class NotSequencer(SharedLogError):
 class Overloaded(SharedLogError):
     """A limit was reached; nothing was done."""
 
+    outcome = "definite"
+    advice = "try again after `retry_after_s`, or send less at a time"
     retryable = True
     grpc_status = "RESOURCE_EXHAUSTED"
 
@@ -279,6 +349,8 @@ class Overloaded(SharedLogError):
 class StoreReadOnly(SharedLogError):
     """A log server takes no stores because its disk, or its store's limit, is reached."""
 
+    outcome = "definite"
+    advice = "make room on the log server's disk, or drain the node"
     retryable = True
     grpc_status = "RESOURCE_EXHAUSTED"
 
@@ -286,20 +358,33 @@ class StoreReadOnly(SharedLogError):
 class Unreachable(SharedLogError):
     """There is no connection to the peer, or it broke."""
 
+    outcome = "indefinite"
+    advice = "see whether the node runs and the address is right"
     retryable = True
     grpc_status = "UNAVAILABLE"
 
 
 class DeadlineExceeded(SharedLogError):
-    """No answer in time, of a call that changes nothing."""
+    """No answer in time. The peer may have done, or may yet do, what it was asked."""
 
+    outcome: ClassVar[Outcome] = "indefinite"
+    advice = "try again, or allow more time; look first if the call changes something"
     retryable = True
     grpc_status = "DEADLINE_EXCEEDED"
+
+
+class NotAppended(DeadlineExceeded):
+    """An append ran out of time before any session took it: it is not in the log."""
+
+    outcome = "definite"
+    advice = "append again, or allow more time; the message says what kept it"
 
 
 class DataLoss(SharedLogError):
     """Records [first, end) can't be read from any replica that should hold them."""
 
+    outcome = "definite"
+    advice = "bring a lost log server back; reading can go on at `end`"
     grpc_status = "DATA_LOSS"
 
     def __init__(self, message: str, *, first: int, end: int) -> None:
@@ -311,6 +396,9 @@ class DataLoss(SharedLogError):
 class CorruptBatch(SharedLogError):
     """The bytes are no batch, or not those that were checksummed."""
 
+    outcome = "definite"
+    fault = "data"
+    advice = "encode the batch as docs/batch-format.md says; if it was, look for what damages it"
     grpc_status = "DATA_LOSS"
 
 
@@ -321,6 +409,9 @@ class CodecUnavailable(SharedLogError):
     its number in the batch's header.
     """
 
+    outcome = "definite"
+    fault = "call"
+    advice = "install the library that the message names"
     grpc_status = "FAILED_PRECONDITION"
 
     def __init__(self, message: str, *, codec: int) -> None:
@@ -331,42 +422,56 @@ class CodecUnavailable(SharedLogError):
 class WrongStorage(SharedLogError):
     """The request names another store than the one that this node has."""
 
+    outcome = "indefinite"
+    advice = "nothing, if the disk was replaced: others take its place"
     grpc_status = "FAILED_PRECONDITION"
 
 
 class WrongCluster(SharedLogError):
     """The node, or its store, belongs to another cluster."""
 
+    outcome = "definite"
+    advice = "mend the address, or the node's folder"
     grpc_status = "FAILED_PRECONDITION"
 
 
 class Superseded(SharedLogError):
     """A newer process of the same node has registered; the older one stops."""
 
+    outcome = "definite"
+    advice = "nothing: the newer process serves"
     grpc_status = "FAILED_PRECONDITION"
 
 
 class Sealed(SharedLogError):
     """The loglet is sealed: it takes nothing more from its sequencer."""
 
+    outcome = "indefinite"
+    advice = "nothing: the sequencer goes on in the next segment"
     grpc_status = "FAILED_PRECONDITION"
 
 
 class WrongSequencer(SharedLogError):
     """The loglet belongs to another sequencer."""
 
+    outcome = "indefinite"
+    advice = "nothing: another sequencer has taken over"
     grpc_status = "FAILED_PRECONDITION"
 
 
 class LogletNotOpen(SharedLogError):
     """The loglet was never opened on this log server."""
 
+    outcome = "indefinite"
+    advice = "nothing: the sequencer opens it, and readers go elsewhere"
     grpc_status = "FAILED_PRECONDITION"
 
 
 class MissingPrefix(SharedLogError):
     """A store at N where N-1 is neither held nor known to be committed."""
 
+    outcome = "indefinite"
+    advice = "nothing: the sequencer sends what is missing"
     retryable = True
     grpc_status = "FAILED_PRECONDITION"
 
@@ -374,12 +479,17 @@ class MissingPrefix(SharedLogError):
 class StoreFailed(SharedLogError):
     """The disk failed while writing; what is on it is unknown until the process has restarted."""
 
+    outcome = "indefinite"
+    advice = "look at the log server's disk; the process must be started again"
     grpc_status = "INTERNAL"
 
 
 class VersionMismatch(SharedLogError):
     """A compare-and-swap found another version; `actual` is None if there is no such key."""
 
+    outcome = "definite"
+    fault = "state"
+    advice = "read the value again and decide anew"
     grpc_status = "ABORTED"
 
     def __init__(self, *, key: str, expected: int | None, actual: int | None) -> None:
@@ -394,6 +504,8 @@ class VersionMismatch(SharedLogError):
 class MetadataUnavailable(SharedLogError):
     """The metadata store did not answer. A change that was asked for may have been made."""
 
+    outcome = "indefinite"
+    advice = "try again; see to the metadata store"
     retryable = True
     grpc_status = "UNAVAILABLE"
 
@@ -401,4 +513,6 @@ class MetadataUnavailable(SharedLogError):
 class ProtocolError(SharedLogError):
     """The peer sent what it must not, or failed in a way that it does not name."""
 
+    outcome = "indefinite"
+    advice = "report it, with the versions of client and node and the node's log"
     grpc_status = "INTERNAL"

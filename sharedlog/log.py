@@ -78,8 +78,7 @@ class Log:
         Raises:
             AppendIndefinite: the record may or may not be in the log.
             OffsetMismatch: carries the tail. FencingTokenMismatch: carries the log's token.
-            RecordTooLarge, LogNotFound, LogUnavailable, DeadlineExceeded, ...: it is not in the
-            log.
+            RecordTooLarge, LogNotFound, LogUnavailable, NotAppended, ...: it is not in the log.
 
         **Cancellation:** stops the wait, not the write: the record may still get into the log.
         """

@@ -21,7 +21,14 @@ import click
 
 from sharedlog import errors
 from sharedlog.cli.app import ExamplesCommand, Settings, cluster_options, pass_settings
-from sharedlog.cli.failures import CliFailure, SilentExit, exit_code_of, message_of
+from sharedlog.cli.failures import (
+    EXIT_FAILED,
+    EXIT_RETRY,
+    CliFailure,
+    SilentExit,
+    exit_code_of,
+    message_of,
+)
 from sharedlog.cli.output import human_bytes, note, plural, print_json
 from sharedlog.cli.records import RecordIn, RecordParser
 from sharedlog.cli.session import with_cluster
@@ -284,11 +291,11 @@ class _Run:
             batch, count, size = self._pending.popleft()
             try:
                 first = batch.first_offset()
-            except errors.AppendIndefinite as error:
-                self._indefinite += count
-                self.failure = self.failure or error
             except errors.SharedLogError as error:
-                self._refused += count
+                if error.outcome == "indefinite":
+                    self._indefinite += count
+                else:
+                    self._refused += count
                 self.failure = self.failure or error
             else:
                 self._take_success(first, count, size)
@@ -324,7 +331,10 @@ class _Run:
         elif not self._settings.json and not self._request.print_offsets:
             click.echo(self._sentence())
         if failure is not None and not interrupted:
-            raise SilentExit(exit_code_of(failure))
+            code = exit_code_of(failure)
+            # Tried again as it is, it would append once more what is, or may be, in the log.
+            repeats = code == EXIT_RETRY and (self._records or self._indefinite)
+            raise SilentExit(EXIT_FAILED if repeats else code)
 
     def _summary(self, reason: str | None) -> Mapping[str, object]:
         return {

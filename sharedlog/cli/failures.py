@@ -6,8 +6,10 @@
 | 1    | failed; trying again as it is will not help, or is not safe                  |
 | 2    | usage: what was typed can't be right                                         |
 | 3    | not found, exists already, or a condition was lost                           |
-| 4    | may succeed if tried again: nothing was changed                              |
+| 4    | may succeed if tried again: nothing was appended                             |
 | 130  | interrupted                                                                  |
+
+They follow from what the class of an error says of itself (`fault`, `retryable`).
 """
 
 from __future__ import annotations
@@ -27,21 +29,15 @@ EXIT_NOT_FOUND: Final = 3
 EXIT_RETRY: Final = 4
 EXIT_INTERRUPTED: Final = 130
 
-_NOT_FOUND: Final = (
-    errors.LogNotFound,
-    errors.LogExists,
-    errors.CursorNotFound,
-    errors.CursorLost,
-    errors.OffsetOutOfRange,
-    errors.VersionMismatch,
-    errors.ConditionFailed,
-)
+_BY_FAULT: Final[dict[errors.Fault, int]] = {
+    "call": EXIT_USAGE,
+    "data": EXIT_FAILED,  # wrong in what was to be appended, not in what was typed
+    "state": EXIT_NOT_FOUND,
+}
 _REFUSED: Final = re.compile(
     r"failed to connect .*to remote host: (?:connect: )?(.+?)(?: \(\d+\))?", re.IGNORECASE
 )
 """How gRPC says that nobody listens; the group is the system's word for it."""
-_NOT_USAGE: Final = (errors.EmptyBatch, errors.RecordTooLarge, errors.BatchTooLarge)
-"""Wrong in the data, not in what was typed."""
 
 
 _PLAIN_WORDS: Final = (
@@ -73,15 +69,10 @@ def exit_code_of(error: BaseException) -> int:
         return error.code
     if isinstance(error, click.ClickException | SilentExit):
         return error.exit_code
-    if isinstance(error, _NOT_FOUND):
-        return EXIT_NOT_FOUND
-    if isinstance(error, errors.InvalidArgument) and not isinstance(error, _NOT_USAGE):
-        return EXIT_USAGE
-    if isinstance(error, TimeoutError):
-        return EXIT_RETRY
-    if isinstance(error, errors.SharedLogError) and error.retryable:
-        return EXIT_RETRY
-    return EXIT_FAILED
+    if isinstance(error, errors.SharedLogError):
+        otherwise = EXIT_RETRY if error.retryable else EXIT_FAILED
+        return _BY_FAULT.get(error.fault, otherwise)
+    return EXIT_RETRY if isinstance(error, TimeoutError) else EXIT_FAILED
 
 
 def message_of(error: BaseException, *, address: str | None = None) -> str:

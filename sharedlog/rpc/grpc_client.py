@@ -8,7 +8,7 @@ back within a second and its peers should find it at once.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Generic, NoReturn
+from typing import Any, Final, Generic, NoReturn
 
 import grpc
 
@@ -148,32 +148,44 @@ class GrpcClientStream(Generic[Req, Resp]):
         raise _typed_error(self._address, error) from cause
 
 
-_STATUS_ERRORS: dict[grpc.StatusCode, type[SharedLogError]] = {
-    grpc.StatusCode.UNAVAILABLE: Unreachable,
-    grpc.StatusCode.CANCELLED: Unreachable,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
-}
-
-
-# grpc.aio's own words for a write that failed because the stream had ended. They take the place of
-# the status that the peer sent, if it sent one (https://github.com/grpc/grpc/issues/36066).
-_WRITE_FAILED = "Internal error from Core"
-
-
 def _typed_error(address: str, error: grpc.aio.AioRpcError) -> SharedLogError:
     for key, value in error.trailing_metadata() or ():
         if key == ERROR_METADATA_KEY and isinstance(value, bytes):
             return error_from_proto(decode(value, types_pb2.Error.FromString, ERROR_METADATA_KEY))
-    if error.code() is grpc.StatusCode.OK:
+    return error_of_status(address, error.code(), error.details() or "")
+
+
+_NO_CONNECTION: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+# Words of gRPC's own, by which it says with another status that the connection broke. The first
+# takes the place of the status that the peer sent, if it sent one
+# (https://github.com/grpc/grpc/issues/36066).
+_WRITE_FAILED: Final = "Internal error from Core"
+_BROKEN: Final = (
+    (grpc.StatusCode.INTERNAL, _WRITE_FAILED),
+    (grpc.StatusCode.INTERNAL, "RST_STREAM"),
+    (grpc.StatusCode.UNKNOWN, "Stream removed"),
+)
+_TOO_LARGE: Final = "larger than max"
+
+
+def error_of_status(address: str, status: grpc.StatusCode, details: str) -> SharedLogError:
+    """What a status means that came without an error of ours: a proxy's, or gRPC's own.
+
+    Whoever sent it does not know our promises, so none of these is definite, whatever the status
+    says: a proxy's `NOT_FOUND` is not about a log.
+    """
+    if status is grpc.StatusCode.OK:
         return Unreachable(f"{address} has ended the stream")
-    if error.code() is grpc.StatusCode.INTERNAL and error.details() == _WRITE_FAILED:
-        return Unreachable(f"the stream to {address} broke while it was written to")
-    kind = _STATUS_ERRORS.get(error.code(), ProtocolError)
-    if kind is ProtocolError:
-        return ProtocolError(f"{address} answered {error.code().name}: {error.details()}")
-    if kind is DeadlineExceeded:
+    if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"no answer from {address} in time")
-    return Unreachable(f"can't reach {address}: {error.details()}")
+    if status in _NO_CONNECTION:
+        return Unreachable(f"can't reach {address}: {details}")
+    if any(status is broken and words in details for broken, words in _BROKEN):
+        return Unreachable(f"the connection to {address} broke: {details}")
+    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE not in details:
+        return Unreachable(f"{address} takes no more calls now: {details}")
+    return ProtocolError(f"{address} answered {status.name}: {details}")
 
 
 def _task_is_cancelled() -> bool:

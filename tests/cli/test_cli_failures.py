@@ -22,6 +22,8 @@ CODES: dict[type[errors.SharedLogError], int] = {
     errors.EmptyBatch: 1,
     errors.AppendIndefinite: 1,
     errors.DataLoss: 1,
+    errors.ProducerFenced: 3,
+    errors.CorruptBatch: 1,
 }
 
 
@@ -36,9 +38,12 @@ def _subclasses(cls: type[errors.SharedLogError]) -> Iterator[type[errors.Shared
 def test_every_error_has_the_exit_code_that_its_class_says(
     cls: type[errors.SharedLogError],
 ) -> None:
-    """Retryable is 4; what is not never is; an indefinite append must not be repeated blindly."""
-    error = cls.__new__(cls)
-    assert exit_code_of(error) == CODES.get(cls, 4 if cls.retryable else 1)
+    """Whose fault it is decides; a cluster's is 4 if it may pass, and an indefinite append's never
+    is, for it must not be repeated blindly. The well-known ones are pinned above."""
+    by_fault = {"call": 2, "data": 1, "state": 3, "cluster": 4 if cls.retryable else 1}
+    code = exit_code_of(cls.__new__(cls))
+    assert code == by_fault[cls.fault]
+    assert code == CODES.get(cls, code)
 
 
 def test_messages_are_one_line_whatever_they_hold() -> None:

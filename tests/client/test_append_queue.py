@@ -10,10 +10,10 @@ from sharedlog.config import AppenderConfig
 from sharedlog.errors import (
     AppendIndefinite,
     BatchTooLarge,
-    DeadlineExceeded,
     EmptyBatch,
     InvalidArgument,
     LogUnavailable,
+    NotAppended,
     Overloaded,
     ProtocolError,
     RecordTooLarge,
@@ -196,7 +196,7 @@ def test_what_a_session_that_moved_has_not_answered_is_new_again() -> None:
     queue.on_session_moved()
     queue.on_time(5, None)
     assert outcome(first) == 3
-    assert outcome(second) is DeadlineExceeded
+    assert outcome(second) is NotAppended
 
 
 def test_a_move_does_not_clear_up_what_was_unresolved_before() -> None:
@@ -293,7 +293,7 @@ def test_time_runs_out_indefinite_when_sent_and_definite_when_not() -> None:
     assert outcome(sent) is AppendIndefinite
     assert outcome(unsent) is None
     queue.on_time(6, None)
-    assert outcome(unsent) is outcome(late) is DeadlineExceeded
+    assert outcome(unsent) is outcome(late) is NotAppended
     queue.check_invariants()
     queue.on_result(Offset(0), None)  # the answer comes after all: too late to matter
     assert outcome(sent) is AppendIndefinite

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import inspect
 import json
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import grpc
 import pytest
+from helpers.all_errors import BYTES, CLASSES, example, with_grpc
 
-import loglet.service  # every package that defines errors must be loaded
-import metadata.errors
-import node.errors
-import sequencer.service
 from sharedlog import errors
 from sharedlog.errors import InvalidLogName, ProtocolError, SharedLogError
 from sharedlog.rpc.errors import TEXT_BYTES_MAX, copy_error, error_from_proto, error_to_proto
@@ -25,37 +19,11 @@ from sharedlog.rpc.grpc_server import GrpcServer
 from sharedlog.rpc.transport import Method
 from sharedlog.v1 import types_pb2
 
-_LOADED = (loglet.service, metadata.errors, node.errors, sequencer.service)
-
-
-def _walk(root: type[SharedLogError]) -> Iterator[type[SharedLogError]]:
-    yield root
-    for child in root.__subclasses__():
-        yield from _walk(child)
-
-
-CLASSES = sorted(_walk(SharedLogError), key=lambda found: found.__name__)
-
-
-def _example(cls: type[SharedLogError]) -> SharedLogError:
-    """One instance, each argument made up from its type."""
-    hints = get_type_hints(cls.__init__)
-    arguments: dict[str, Any] = {}
-    for name in inspect.signature(cls).parameters:
-        arguments[name] = _made_up(hints[name])
-    return cls(**arguments)
-
-
-def _made_up(hint: Any) -> Any:
-    if get_origin(hint) in (Union, getattr(__import__("types"), "UnionType", None)):
-        hint = get_args(hint)[0]
-    return {str: 'text with "quotes" and ü', int: 2**60, float: 0.25, bool: True}[hint]
-
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda found: found.__name__)
 def test_every_error_survives_the_wire(cls: type[SharedLogError]) -> None:
     """Class, message and fields are the same after the way through bytes."""
-    error = _example(cls)
+    error = example(cls)
     raw = error_to_proto(error).SerializeToString()
     back = error_from_proto(types_pb2.Error.FromString(raw))
     assert type(back) is cls
@@ -68,13 +36,13 @@ def test_every_error_has_a_status_and_its_fields_are_json(cls: type[SharedLogErr
     """`grpc_status` names a real status other than OK, and no name is used twice."""
     assert grpc.StatusCode[cls.grpc_status] is not grpc.StatusCode.OK
     assert [found.__name__ for found in CLASSES].count(cls.__name__) == 1
-    json.dumps(vars(_example(cls)))
+    json.dumps(vars(example(cls)))
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda found: found.__name__)
 def test_a_copy_is_equal_and_names_its_origin(cls: type[SharedLogError]) -> None:
     """`copy_error` makes another error with the same content."""
-    error = _example(cls)
+    error = example(cls)
     copied = copy_error(error)
     assert copied is not error
     assert type(copied) is cls
@@ -103,7 +71,6 @@ def test_malformed_fields_are_a_protocol_error() -> None:
     assert type(error_from_proto(wire)) is ProtocolError
 
 
-BYTES: Method[bytes, bytes] = Method("/sharedlog.v1.TestService/Bytes", bytes, bytes, bytes, bytes)
 BYTES_STREAM: Method[bytes, bytes] = Method(
     "/sharedlog.v1.TestService/BytesStream", bytes, bytes, bytes, bytes, streaming=True
 )
@@ -111,21 +78,6 @@ TEXT: Method[str, str] = Method(BYTES.path, str.encode, bytes.decode, str.encode
 TEXT_STREAM: Method[str, str] = Method(
     BYTES_STREAM.path, str.encode, bytes.decode, str.encode, bytes.decode, streaming=True
 )
-
-
-async def _with_grpc(
-    add: Callable[[GrpcServer], None],
-    scenario: Callable[[GrpcTransport, str], Awaitable[None]],
-) -> None:
-    server, transport = GrpcServer(), GrpcTransport()
-    add(server)
-    address = f"127.0.0.1:{await server.start('127.0.0.1:0')}"
-    try:
-        async with asyncio.timeout(20):
-            await scenario(transport, address)
-    finally:
-        await transport.close()
-        await server.stop(grace_s=0)
 
 
 async def test_garbage_in_a_request_is_an_error_and_the_connection_lives() -> None:
@@ -139,7 +91,7 @@ async def test_garbage_in_a_request_is_an_error_and_the_connection_lives() -> No
             await transport.call(address, BYTES, b"\xff\xff", timeout_s=5)
         assert await transport.call(address, BYTES, b"fine", timeout_s=5) == b"fine"
 
-    await _with_grpc(lambda server: server.add_call(TEXT, echo), scenario)
+    await with_grpc(lambda server: server.add_call(TEXT, echo), scenario)
 
 
 async def test_garbage_in_a_stream_ends_it_with_an_error() -> None:
@@ -158,7 +110,7 @@ async def test_garbage_in_a_stream_ends_it_with_an_error() -> None:
             await stream.receive()
         stream.cancel()
 
-    await _with_grpc(lambda server: server.add_stream(TEXT_STREAM, collect), scenario)
+    await with_grpc(lambda server: server.add_stream(TEXT_STREAM, collect), scenario)
     assert got == ["fine"]
 
 
@@ -183,7 +135,7 @@ async def test_garbage_in_an_answer_is_an_error_and_not_the_end() -> None:
             await stream.receive()
         stream.cancel()
 
-    await _with_grpc(add, scenario)
+    await with_grpc(add, scenario)
 
 
 @pytest.mark.parametrize("text", ["n", "ü", "𝄞", "\0", '"'])
@@ -199,7 +151,7 @@ async def test_a_long_text_in_an_error_is_cut_and_the_error_arrives(text: str) -
         assert TEXT_BYTES_MAX - 10 < len(it.value.name.encode()) <= TEXT_BYTES_MAX
         assert TEXT_BYTES_MAX - 10 < len(str(it.value).encode()) <= TEXT_BYTES_MAX
 
-    await _with_grpc(lambda server: server.add_call(BYTES, refuse), scenario)
+    await with_grpc(lambda server: server.add_call(BYTES, refuse), scenario)
 
 
 async def test_a_generated_client_sees_status_and_text() -> None:
@@ -216,7 +168,7 @@ async def test_a_generated_client_sees_status_and_text() -> None:
         assert it.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "'no good' is no log name" in (it.value.details() or "")
 
-    await _with_grpc(lambda server: server.add_call(BYTES, refuse), scenario)
+    await with_grpc(lambda server: server.add_call(BYTES, refuse), scenario)
 
 
 async def test_garbage_on_the_port_does_not_stop_the_server() -> None:
@@ -238,7 +190,7 @@ async def test_garbage_on_the_port_does_not_stop_the_server() -> None:
                     connection.shutdown(socket.SHUT_WR)
                 assert await transport.call(address, BYTES, noise, timeout_s=15) == noise
 
-    await _with_grpc(lambda server: server.add_call(BYTES, echo), scenario)
+    await with_grpc(lambda server: server.add_call(BYTES, echo), scenario)
 
 
 async def test_a_message_over_the_limit_is_refused_with_an_error() -> None:
@@ -252,7 +204,7 @@ async def test_a_message_over_the_limit_is_refused_with_an_error() -> None:
             await transport.call(address, BYTES, bytes(17 << 20), timeout_s=10)
         assert await transport.call(address, BYTES, b"small", timeout_s=5) == b"ok"
 
-    await _with_grpc(lambda server: server.add_call(BYTES, echo), scenario)
+    await with_grpc(lambda server: server.add_call(BYTES, echo), scenario)
 
 
 async def test_a_port_in_use_is_an_os_error() -> None:
@@ -264,7 +216,7 @@ async def test_a_port_in_use_is_an_os_error() -> None:
             await second.start(address)
         await second.stop(grace_s=0)
 
-    await _with_grpc(lambda server: None, scenario)
+    await with_grpc(lambda server: None, scenario)
 
 
 async def test_nobody_listening_is_unreachable() -> None:
@@ -278,4 +230,4 @@ async def test_nobody_listening_is_unreachable() -> None:
             await stream.receive()
         stream.cancel()
 
-    await _with_grpc(lambda server: None, scenario)
+    await with_grpc(lambda server: None, scenario)
