@@ -61,8 +61,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
+from sharedlog.append_outcomes import honest, is_refusal, never_sent, unanswered, unrepeated
 from sharedlog.batch import (
     BATCH_HEADER_BYTES,
     NO_PRODUCER,
@@ -74,17 +75,7 @@ from sharedlog.batch import (
 )
 from sharedlog.codec import make_compressor
 from sharedlog.config import AppenderConfig
-from sharedlog.errors import (
-    AppendIndefinite,
-    ConditionFailed,
-    LogUnavailable,
-    NotAppended,
-    NotSequencer,
-    ProducerFenced,
-    ProtocolError,
-    SharedLogError,
-    Unrepairable,
-)
+from sharedlog.errors import ProtocolError, SharedLogError
 from sharedlog.ids import Offset
 from sharedlog.key_digest import DIGEST_KEY_BYTES
 from sharedlog.limits import BATCH_BYTES_MAX
@@ -421,7 +412,7 @@ class AppendQueue:
         else:
             if not is_refusal(error):
                 self._forget_oldest()
-                self._finish(batch, Offset(0), _honest(batch, error))
+                self._finish(batch, Offset(0), honest(batch, error))
             self._take_back(unresolved=False)
 
     def on_session_lost(self) -> int:
@@ -437,7 +428,7 @@ class AppendQueue:
         """What the session has not answered is to be sent again, ahead of all others."""
         for batch in reversed(self.sent):
             if unresolved and not self.producer_id and not batch.done:
-                self._finish(batch, Offset(0), AppendIndefinite(_UNREPEATED))
+                self._finish(batch, Offset(0), unrepeated())
             if not batch.done:
                 batch.unresolved = batch.unresolved or unresolved
                 self.waiting.appendleft(batch)
@@ -454,13 +445,11 @@ class AppendQueue:
         """Fail what ran out of time. Returns whether nothing that was sent is waited for now."""
         for batch in self.sent:
             if not batch.done and batch.deadline_s <= now_s:
-                self._finish(batch, Offset(0), _unanswered(batch, last_error))
+                self._finish(batch, Offset(0), unanswered(batch, last_error))
         self._fail_unsent_where(
             lambda batch: batch.deadline_s <= now_s,
             lambda batch: (
-                _unanswered(batch, last_error)
-                if batch.unresolved
-                else _never_sent(batch, last_error)
+                unanswered(batch, last_error) if batch.unresolved else never_sent(batch, last_error)
             ),
         )
         return bool(self.sent) and all(batch.done for batch in self.sent)
@@ -472,7 +461,7 @@ class AppendQueue:
 
     def fail_unsent(self, error: SharedLogError) -> None:
         """Fail all that no session has: definitely, but for what an earlier one may have left."""
-        self._fail_unsent_where(lambda _: True, lambda batch: _honest(batch, error))
+        self._fail_unsent_where(lambda _: True, lambda batch: honest(batch, error))
 
     def _fail_unsent_where(
         self,
@@ -545,45 +534,3 @@ class AppendQueue:
             assert encoded <= BATCH_BYTES_MAX
             alone = len(self.open.builder) == 1
             assert alone or encoded <= self.batch_bytes + BATCH_HEADER_BYTES
-
-
-_UNREPEATED: Final = "its session was lost, and without exactly_once it is not sent again"
-
-
-def is_refusal(error: SharedLogError) -> bool:
-    """The batch was not taken, and the same batch may be taken later."""
-    may_be_taken = error.retryable or isinstance(error, LogUnavailable | ProducerFenced)
-    return may_be_taken and error.outcome == "definite"
-
-
-def _honest(batch: AppendBatch, error: SharedLogError) -> SharedLogError:
-    """How a batch fails that won't be sent again: an earlier session may have got it in."""
-    if not batch.unresolved or isinstance(error, AppendIndefinite | ConditionFailed):
-        return error
-    unknown = AppendIndefinite(
-        f"it was sent and not answered, and could not be cleared up: {error}"
-    )
-    unknown.__cause__ = error
-    return unknown
-
-
-def _unanswered(batch: AppendBatch, why: SharedLogError | None) -> AppendIndefinite:
-    reason = "" if why is None else f": {why}"
-    error = AppendIndefinite(f"no answer within {batch.timeout_s:g} s{reason}")
-    error.__cause__ = why
-    return error
-
-
-def _never_sent(batch: AppendBatch, why: SharedLogError | None) -> SharedLogError:
-    message = f"it was not taken within {batch.timeout_s:g} s, so it is not in the log"
-    if why is None:
-        return NotAppended(f"{message}: the log is slower than the appender")
-    error: SharedLogError
-    if isinstance(why, Unrepairable):
-        error = Unrepairable(f"{message}: {why}", segment_index=why.segment_index)
-    elif isinstance(why, LogUnavailable | NotSequencer):
-        error = LogUnavailable(f"{message}: {why}")
-    else:
-        error = NotAppended(f"{message}: {why}")
-    error.__cause__ = why
-    return error

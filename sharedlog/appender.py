@@ -35,7 +35,8 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Final, Self, assert_never
 
-from sharedlog.append_queue import AppendQueue, is_refusal
+from sharedlog.append_outcomes import is_refusal
+from sharedlog.append_queue import AppendQueue
 from sharedlog.append_session import (
     AppendSession,
     Bell,
@@ -66,6 +67,7 @@ from sharedlog.pending import (
     PendingAppend,
     copy_error,
 )
+from sharedlog.record_checks import check_record
 from sharedlog.route import Route
 from sharedlog.rpc.methods import APPEND_SESSION
 from sharedlog.sequencer_path import SequencerPath, Stop
@@ -581,21 +583,3 @@ def _producer_id(connection: Connection, config: AppenderConfig, producer: str |
             raise InvalidArgument("a named producer's batches are repeated: exactly_once is on")
         return producer_id_of(producer)
     return (connection.rng.getrandbits(64) or 1) if config.exactly_once else 0
-
-
-def check_record(value: object, key: object, headers: Headers | None) -> None:
-    """Refuse what is not bytes: found later, it would take its whole batch down.
-
-    Other buffers are refused too: their owner may change them while they wait.
-
-    Raises:
-        InvalidArgument: says which part has which type.
-    """
-    if not isinstance(value, bytes):
-        raise InvalidArgument(f"a record's value is bytes, not {type(value).__name__}")
-    if key is not None and not isinstance(key, bytes):
-        raise InvalidArgument(f"a record's key is bytes, not {type(key).__name__}")
-    if headers:
-        for name, content in headers.items():
-            if not isinstance(name, str) or not isinstance(content, bytes):
-                raise InvalidArgument("a record's headers map names (str) to values (bytes)")

@@ -204,6 +204,10 @@ class Cursor:
                 self._next = Offset(record.offset + 1)
                 yield record
 
+    def on_handed_out(self, next_offset: Offset) -> None:
+        """Records below `next_offset` were read by other means than `read`."""
+        self._next = next_offset
+
     # Moving.
 
     async def commit(self, position: int | None = None) -> None:

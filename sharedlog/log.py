@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sharedlog.appender import Appender, check_record
+from sharedlog.appender import Appender
 from sharedlog.batch import BatchBuilder, Headers, Record
 from sharedlog.codec import Compression
 from sharedlog.config import AppenderConfig, ReaderConfig
@@ -17,6 +17,7 @@ from sharedlog.errors import AppendIndefinite, SharedLogError
 from sharedlog.ids import Offset
 from sharedlog.log_reads import LogReads, ReadOptions
 from sharedlog.read_window import ReadProgress
+from sharedlog.record_checks import check_record
 from sharedlog.route import Route
 from sharedlog.starts import Start, Timestamp
 from sharedlog.v1 import types_pb2

@@ -22,7 +22,7 @@ by one in which an event loop runs, such as a notebook's: it is held up for as l
 | `facade` | blocking methods made from asyncio ones, a line for each |
 | `read_ahead` | reading: some batches ahead, crossed many at a time |
 | `appender`, `pending` | appends, handed over many at a time |
-| `cluster`, `log`, `admin` | the methods |
+| `cluster`, `log`, `cursor`, `namespaces`, `admin` | the methods |
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from __future__ import annotations
 from sharedlog.sync.admin import Admin
 from sharedlog.sync.appender import Appender
 from sharedlog.sync.cluster import Cluster, connect
+from sharedlog.sync.cursor import Cursor
 from sharedlog.sync.log import Log
 from sharedlog.sync.pending import PendingAppend
 
-__all__ = ["Admin", "Appender", "Cluster", "Log", "PendingAppend", "connect"]
+__all__ = ["Admin", "Appender", "Cluster", "Cursor", "Log", "PendingAppend", "connect"]

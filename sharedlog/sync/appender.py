@@ -28,12 +28,12 @@ from typing import Final, Self
 
 from sharedlog import appender as aio
 from sharedlog import pending as aio_pending
-from sharedlog.appender import check_record
 from sharedlog.batch import BatchBuilder, Headers
 from sharedlog.errors import AppendIndefinite, InvalidArgument, SharedLogError
 from sharedlog.limits import KIB
+from sharedlog.record_checks import check_record
 from sharedlog.sync.bridge import Bridge
-from sharedlog.sync.facade import Facade
+from sharedlog.sync.facade import Facade, blocking
 from sharedlog.sync.pending import AppendBatch, PendingAppend
 
 log = logging.getLogger(__name__)
@@ -115,15 +115,39 @@ class Appender(Facade[aio.Appender]):
         """`append` with a time limit of its own."""
         return self._append(value, key, headers, timeout_s)
 
-    def append_batch(self, builder: BatchBuilder, *, timeout_s: float | None = None) -> AppendBatch:
+    @property
+    def next_sequence(self) -> int:
+        """So many records the appender has sent; of a named producer, in all its lives."""
+        return self._inner.next_sequence
+
+    def append_batch(
+        self,
+        builder: BatchBuilder,
+        *,
+        match_offset: int | None = None,
+        fencing_token: str | None = None,
+        set_fencing_token: str | None = None,
+        timeout_s: float | None = None,
+    ) -> AppendBatch:
         """Hand over a batch, to be appended as a whole: all its records, side by side, or none.
+
+        `match_offset`, `fencing_token` and `set_fencing_token` as in the asyncio client.
 
         Raises:
             EmptyBatch, BatchTooLarge, InvalidArgument: as for `append`.
         """
         self._catch_up()
-        batch = self._bridge.run(self._inner.append_batch, builder, timeout_s=timeout_s)
+        batch = self._bridge.run(
+            self._inner.append_batch,
+            builder,
+            match_offset=match_offset,
+            fencing_token=fencing_token,
+            set_fencing_token=set_fencing_token,
+            timeout_s=timeout_s,
+        )
         return AppendBatch(self._bridge, batch)
+
+    open = blocking(aio.Appender.open)
 
     def flush(self) -> None:
         """Wait until all that was handed over before this call is in the log, or failed.
@@ -166,6 +190,7 @@ class Appender(Facade[aio.Appender]):
             self._bridge.droppable.pop(self, None)
 
     def __enter__(self) -> Self:
+        self.open()
         return self
 
     def __exit__(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from random import Random
 from types import TracebackType
 from typing import Self
 
 from sharedlog import cluster as aio
 from sharedlog import log as aio_log
+from sharedlog.batch import Record
 from sharedlog.clock import Clock
 from sharedlog.cluster import Routing
 from sharedlog.config import AppenderConfig, ClientConfig, ReaderConfig
 from sharedlog.rpc.transport import Transport
+from sharedlog.starts import Start
 from sharedlog.sync.admin import Admin
 from sharedlog.sync.bridge import Bridge
-from sharedlog.sync.facade import Facade, blocking, direct
+from sharedlog.sync.facade import Facade, blocking, direct, iterating
 from sharedlog.sync.log import Log
+from sharedlog.sync.namespaces import Namespaces
 
 
 def connect(
@@ -68,6 +71,7 @@ class Cluster(Facade[aio.Cluster]):
         # One object per log, so that all who ask for a name have the same.
         self._logs: dict[aio_log.Log, Log] = {}
         self.admin = Admin(bridge, inner.admin)
+        self.namespaces = Namespaces(bridge, inner.namespaces)
 
     def __enter__(self) -> Self:
         return self
@@ -93,6 +97,25 @@ class Cluster(Facade[aio.Cluster]):
     log = direct(aio.Cluster.log, into=_log)
     create_log = blocking(aio.Cluster.create_log, into=_log)
     list_logs = blocking(aio.Cluster.list_logs)
+    list_page = blocking(aio.Cluster.list_page)
+    iter_logs = iterating(aio.Cluster.iter_logs)
     describe_log = blocking(aio.Cluster.describe_log)
     nodes = blocking(aio.Cluster.nodes)
     status = blocking(aio.Cluster.status)
+
+    def read_many(
+        self,
+        logs: Iterable[str | Log],
+        *,
+        start: Start | Mapping[str, Start] = 0,
+        follow: bool = False,
+    ) -> Generator[tuple[str, Record], None, None]:
+        """Records of several logs as one sequence: the name of its log with each record.
+
+        See `sharedlog.Cluster.read_many`, which has the order and what is raised.
+        """
+        names = [it if isinstance(it, str) else it.name for it in logs]
+        yield from _read_many(self, names, start=start, follow=follow)
+
+
+_read_many = iterating(aio.Cluster.read_many)

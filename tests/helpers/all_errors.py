@@ -28,7 +28,11 @@ def _walk(root: type[SharedLogError]) -> Iterator[type[SharedLogError]]:
         yield from _walk(child)
 
 
-CLASSES = sorted(_walk(SharedLogError), key=lambda found: found.__name__)
+CLASSES = sorted(
+    (found for found in _walk(SharedLogError) if not found.__name__.startswith("_")),
+    key=lambda found: found.__name__,
+)
+"""Those with an underscore never leave their module."""
 
 
 def example(cls: type[SharedLogError]) -> SharedLogError:

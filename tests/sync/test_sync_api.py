@@ -10,8 +10,12 @@ import pytest
 
 import sharedlog
 import sharedlog.admin
+import sharedlog.cursors
+import sharedlog.namespaces
 import sharedlog.pending
 import sharedlog.sync.appender
+import sharedlog.sync.cursor
+import sharedlog.sync.namespaces
 import sharedlog.sync.pending
 from sharedlog import cluster as aio_cluster
 from sharedlog.v1 import admin_pb2, types_pb2
@@ -23,6 +27,9 @@ PAIRS: list[tuple[type, type]] = [
     (sharedlog.PendingAppend, sharedlog.sync.PendingAppend),
     (sharedlog.pending.AppendBatch, sharedlog.sync.pending.AppendBatch),
     (sharedlog.admin.Admin, sharedlog.sync.Admin),
+    (sharedlog.Cursor, sharedlog.sync.Cursor),
+    (sharedlog.cursors.Cursors, sharedlog.sync.cursor.Cursors),
+    (sharedlog.namespaces.Namespaces, sharedlog.sync.namespaces.Namespaces),
 ]
 
 INTERNAL = {
@@ -32,6 +39,7 @@ INTERNAL = {
     (sharedlog.Appender, "on_progress"): "what its session tells",
     (sharedlog.Appender, "on_sent"): "what its session tells",
     (sharedlog.pending.AppendBatch, "finish"): "for the queue",
+    (sharedlog.Cursor, "on_handed_out"): "for the blocking one, which hands out itself",
 }
 
 WAITS = {
