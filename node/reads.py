@@ -233,7 +233,7 @@ def _whole_batches(chunk: ReadChunk, window: ReadWindow) -> list[bytes]:
         if window.admits(placement):
             window.take_whole(placement, len(placed))
             found.append(placed)
-        elif not window.done and not window.is_early(placement):
+        elif not window.enough and not window.is_early(placement):
             found.append(placed)
         if window.done:
             break

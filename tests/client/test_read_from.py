@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 import pytest
@@ -12,8 +12,7 @@ from helpers.memory_log import MemoryLog
 from helpers.memory_server import MemoryCluster, memory_cluster
 
 import sharedlog
-from sharedlog import read_window
-from sharedlog.batch import encode_records
+from sharedlog.batch import KIND_CONTROL, KIND_RECORDS, encode_records
 from sharedlog.cluster import Cluster, Routing
 from sharedlog.errors import DataLoss, InvalidArgument
 from sharedlog.ids import Offset
@@ -33,11 +32,15 @@ def connect(memory: MemoryCluster, routing: Routing = "smart") -> Cluster:
     return sharedlog.connect(memory.address, routing=routing)
 
 
-def fill(memory: MemoryCluster, batches: int = 20, *, per_batch: int = 5) -> MemoryLog:
-    """Batches each 10 ms after the one before, the first at 1,000 ms, in three segments."""
+def fill(memory: MemoryCluster, batches: int = 20, *, control: Collection[int] = ()) -> MemoryLog:
+    """Batches of five, each 10 ms after the one before, from 1,000 ms on, in three segments.
+
+    Those that begin at an offset of `control` hold control records.
+    """
     log = memory.create("orders")
     for index in range(batches):
-        log.append(batch(log.tail, per_batch), timestamp_ms=1_000 + 10 * index)
+        kind = KIND_CONTROL if log.tail in control else KIND_RECORDS
+        log.append(batch(log.tail, 5), timestamp_ms=1_000 + 10 * index, kind=kind)
         if index in (6, 13):
             log.roll()
     return log
@@ -51,14 +54,6 @@ def batch(first: int, count: int = 1) -> bytes:
 async def offsets(log: Log, start: sharedlog.Start = 0, **how: Any) -> list[int]:
     async with asyncio.timeout(20):
         return [record.offset async for record in log.read(start, **how)]
-
-
-@pytest.fixture
-def control(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """First offsets of batches that hold control records."""
-    firsts: set[int] = set()
-    monkeypatch.setattr(read_window, "_is_control", lambda placement: placement.first in firsts)
-    return firsts
 
 
 @ROUTINGS
@@ -150,12 +145,10 @@ async def test_a_follower_ends_at_its_limits(memory: MemoryCluster, routing: Rou
 
 
 @ROUTINGS
-async def test_control_records_are_passed_over(
-    memory: MemoryCluster, routing: Routing, control: set[int]
-) -> None:
+async def test_control_records_are_passed_over(memory: MemoryCluster, routing: Routing) -> None:
     """Their offsets are gaps; a limit counts what is read, and goes on beyond them."""
-    fill(memory)
-    control |= {0, 10, 15, 20, 50, 95}
+    control = {0, 10, 15, 20, 50, 95}
+    fill(memory, control=control)
     there = [it for it in range(100) if it - it % 5 not in control]
     async with connect(memory, routing) as cluster:
         log = cluster.log("orders")
@@ -168,12 +161,9 @@ async def test_control_records_are_passed_over(
         assert await offsets(log, 8, follow=True, limit=3) == [8, 9, 25]
 
 
-async def test_progress_says_where_read_and_log_stand(
-    memory: MemoryCluster, control: set[int]
-) -> None:
+async def test_progress_says_where_read_and_log_stand(memory: MemoryCluster) -> None:
     """With what was passed over counted in, and again and again while nothing comes."""
-    fill(memory, 3)
-    control.add(10)
+    fill(memory, 3, control={10})
     told: list[sharedlog.ReadProgress] = []
     enough = asyncio.Event()
 
@@ -218,13 +208,12 @@ async def test_the_last_of_an_empty_log_are_none(memory: MemoryCluster) -> None:
                 await log.read_last(wrong)
 
 
-async def test_a_loss_among_the_last_is_an_error(memory: MemoryCluster, control: set[int]) -> None:
+async def test_a_loss_among_the_last_is_an_error(memory: MemoryCluster) -> None:
     """One before them is not, though a guess at where they begin may reach into it."""
     log = fill(memory, 4)
     log.lose(10, accepted_ms=1, reason="two disks burnt")
     for first in (30, 31, 32, 33):
-        log.append(batch(first))
-    control.add(32)
+        log.append(batch(first), kind=KIND_CONTROL if first == 32 else KIND_RECORDS)
     async with connect(memory) as cluster:
         found = cluster.log("orders")
         assert [record.offset for record in await found.read_last(3)] == [30, 31, 33]

@@ -7,16 +7,17 @@ from helpers.log_servers import LOGLET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharedlog import read_window
-from sharedlog.batch import Placement, Record
+from sharedlog.batch import KIND_CONTROL, KIND_RECORDS, Placement, Record
 from sharedlog.errors import InvalidArgument
 from sharedlog.ids import Offset
 from sharedlog.read_window import ReadWindow, check_limits, record_bytes
 
 
-def batch(first: int, count: int, timestamp_ms: int = 0) -> tuple[Placement, list[Record]]:
+def batch(
+    first: int, count: int, timestamp_ms: int = 0, *, kind: int = KIND_RECORDS
+) -> tuple[Placement, list[Record]]:
     """Records of two bytes each."""
-    placement = Placement(LOGLET, Offset(first), count, timestamp_ms, Offset(0), 0)
+    placement = Placement(LOGLET, Offset(first), count, timestamp_ms, Offset(0), 0, kind)
     offsets = range(first, first + count)
     return placement, [Record(Offset(it), b"ab", None, {}, timestamp_ms) for it in offsets]
 
@@ -30,12 +31,6 @@ def run(window: ReadWindow, *batches: tuple[Placement, list[Record]]) -> list[in
         if window.admits(placement):
             found += [record.offset for record in window.clip(placement, records)]
     return found
-
-
-@pytest.fixture
-def odd_batches_are_control(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches that begin at an odd offset."""
-    monkeypatch.setattr(read_window, "_is_control", lambda placement: placement.first % 2 == 1)
 
 
 BATCHES = [batch(0, 4, 10), batch(4, 4, 20), batch(8, 4, 30)]
@@ -69,10 +64,12 @@ def test_no_records_are_wanted() -> None:
     assert window.enough
 
 
-@pytest.mark.usefixtures("odd_batches_are_control")
 def test_control_records_count_for_no_limit() -> None:
     """They take offsets: a stream that ended where the limit would be is gone on with."""
-    batches = [batch(0, 1), batch(1, 2), batch(3, 1), batch(4, 1), batch(5, 1), batch(6, 3)]
+    batches = [
+        *(batch(0, 1), batch(1, 2, kind=KIND_CONTROL), batch(3, 1, kind=KIND_CONTROL)),
+        *(batch(4, 1), batch(5, 1, kind=KIND_CONTROL), batch(6, 3)),
+    ]
     window = ReadWindow(Offset(0), limit=3)
     assert window.leg_end == 3
     assert run(window, *batches[:2]) == [0]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sharedlog.batch import (
+    KIND_RECORDS,
     Placement,
     check_batch,
     parse_placement,
@@ -93,7 +94,9 @@ class MemoryLog:
         self.tail = end
         self.roll()
 
-    def append(self, batch: bytes, *, timestamp_ms: int | None = None) -> Offset:
+    def append(
+        self, batch: bytes, *, timestamp_ms: int | None = None, kind: int = KIND_RECORDS
+    ) -> Offset:
         """Take a batch; returns its first offset, the one it has if it is in the log already.
 
         Its time is a millisecond after the one before unless said otherwise; it never runs back.
@@ -113,6 +116,7 @@ class MemoryLog:
             timestamp_ms=self.last_timestamp_ms,
             committed_tail=first,
             batch_crc32c=header.crc32c,
+            kind=kind,
         )
         self.batches.append(place_batch(placement, batch))
         self._firsts.append(first)

@@ -108,6 +108,29 @@ async def test_the_last_and_the_limits(client: Cluster) -> None:
     assert sum(sizes[: len(some)]) <= 23 < sum(sizes[: len(some) + 1])
 
 
+@ROUTINGS
+async def test_control_records_are_passed_over(client: Cluster, routing: Routing) -> None:
+    """Between others and at the tail, where nothing follows; limits count what is read."""
+    log = await client.create_log(f"fenced-{routing}")
+    assert [await log.append(b"0"), await log.fence("a"), await log.append(b"2")] == [0, 1, 2]
+    await log.fence("b", expected="a")
+    assert await log.tail() == 4
+    async with asyncio.timeout(20):
+        assert [it.offset async for it in log.read()] == [0, 2]
+        assert [it.offset async for it in log.read(limit=2)] == [0, 2]
+        assert [it.offset async for it in log.read(1, limit=1)] == [2]
+        assert [it.offset async for it in log.read(0, 2)] == [0]
+        assert [it.offset async for it in log.read(3)] == []
+        assert [it.offset async for it in log.read(include_control=True)] == [0, 1, 2, 3]
+        assert [it.offset for it in await log.read_last(2)] == [0, 2]
+        (second,) = await log.read_last(1)
+        assert second.offset == 2
+        assert await log.find_offset(second.timestamp_ms) <= 2
+        merged = client.read_many([log], follow=True)
+        assert [(await anext(merged))[1].offset for _ in range(2)] == [0, 2]
+        await merged.aclose()
+
+
 class Raw:
     """A generated client: protobuf messages, one node."""
 
