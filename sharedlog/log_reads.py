@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sharedlog.batch import Record, decode_checked
@@ -98,30 +99,9 @@ class LogReads:
                 for record in records:
                     yield record
 
-    async def batches(
-        self, start: Start, options: ReadOptions
-    ) -> AsyncGenerator[list[Record], None]:
+    def batches(self, start: Start, options: ReadOptions) -> AsyncGenerator[list[Record], None]:
         """See `Log.read_batches`."""
-        check_limits(options.limit, options.limit_bytes)
-        until_ms = None if options.until is None else timestamp_to_ms(options.until)
-        first, tail = await self._begin(start, options)
-        end = None if options.end is None else Offset(max(options.end, 0))
-        if not options.follow:
-            end = tail if end is None else min(end, tail)
-        window = ReadWindow(
-            first,
-            end,
-            key=options.key,
-            limit=options.limit,
-            limit_bytes=options.limit_bytes,
-            since_ms=start.timestamp_ms if isinstance(start, FromTime) else None,
-            until_ms=until_ms,
-            include_control=options.include_control,
-        )
-        batches = self._handed_out(window, tail, options.on_progress)
-        async with contextlib.aclosing(batches):
-            async for records in batches:
-                yield records
+        return self._handed_out(partial(self._begin, start, options), options.on_progress)
 
     async def last(self, count: int) -> list[Record]:
         """See `Log.read_last`."""
@@ -148,7 +128,7 @@ class LogReads:
         newest: deque[Record] = deque(maxlen=count)
         loss: DataLoss | None = None
         while start < end:
-            batches = self._handed_out(ReadWindow(start, end), end, None)
+            batches = self._handed_out(partial(_committed_range, start, end))
             try:
                 async with contextlib.aclosing(batches):
                     async for records in batches:
@@ -163,11 +143,15 @@ class LogReads:
 
     async def _handed_out(
         self,
-        window: ReadWindow,
-        tail: Offset,
-        on_progress: Callable[[ReadProgress], None] | None,
+        begin: Callable[[], Awaitable[tuple[ReadWindow, Offset]]],
+        on_progress: Callable[[ReadProgress], None] | None = None,
     ) -> AsyncGenerator[list[Record], None]:
-        """The records of a window, a batch at a time; below `tail` all is committed."""
+        """The records of a window, a batch at a time.
+
+        `begin` tells the window, and a tail below which all is committed: in here, for each further
+        generator through which a batch passed would cost about a microsecond.
+        """
+        window, tail = await begin()
         chunks = window_chunks(self._reader().read, window, tail)
         async with contextlib.aclosing(chunks):
             async for chunk in chunks:
@@ -196,15 +180,33 @@ class LogReads:
 
     # Where a read starts, and how far it goes.
 
-    async def _begin(self, start: Start, options: ReadOptions) -> tuple[Offset, Offset]:
-        """The first offset, and a tail as of now."""
+    async def _begin(self, start: Start, options: ReadOptions) -> tuple[ReadWindow, Offset]:
+        """What the read covers, and a tail as of now."""
+        check_limits(options.limit, options.limit_bytes)
+        until_ms = None if options.until is None else timestamp_to_ms(options.until)
         tail = await self._tail_for_read(start, options)
+        since_ms: int | None = None
         match start:
-            case FromTime(timestamp_ms):
-                return await self._offset_at(timestamp_ms, tail), tail
+            case FromTime(since_ms):
+                first = await self._offset_at(since_ms, tail)
             case FromTail(offsets):
-                return Offset(max(0, tail - offsets)), tail
-        return Offset(start), tail
+                first = Offset(max(0, tail - offsets))
+            case _:
+                first = Offset(start)
+        end = None if options.end is None else Offset(max(options.end, 0))
+        if not options.follow:
+            end = tail if end is None else min(end, tail)
+        window = ReadWindow(
+            first,
+            end,
+            key=options.key,
+            limit=options.limit,
+            limit_bytes=options.limit_bytes,
+            since_ms=since_ms,
+            until_ms=until_ms,
+            include_control=options.include_control,
+        )
+        return window, tail
 
     async def _tail_for_read(self, start: Start, options: ReadOptions) -> Offset:
         """The tail to read up to: the real one, or the highest known if nobody can tell that."""
@@ -282,6 +284,11 @@ class LogReads:
             connection.rng,
             config=self._config,
         )
+
+
+async def _committed_range(start: Offset, end: Offset) -> tuple[ReadWindow, Offset]:
+    """All of [start, end), which is committed."""
+    return ReadWindow(start, end), end
 
 
 async def window_chunks(

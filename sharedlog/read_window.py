@@ -30,7 +30,7 @@ class ReadWindow:
     """See the module's docstring."""
 
     __slots__ = (
-        *("_bytes_left", "_records_left", "_since_ms", "_start", "_until_ms"),
+        *("_bytes_left", "_picks", "_records_left", "_since_ms", "_start", "_until_ms"),
         *("done", "end", "enough", "handed_out", "include_control", "key", "position"),
     )
 
@@ -55,9 +55,11 @@ class ReadWindow:
         self.include_control = include_control
         self.key = key  # only records that have it
         self.position = start  # everything below it was handed out, or passed over
-        self.handed_out = 0  # records
+        self.handed_out = 0  # records, counted where there is a limit or a key
         self.enough = limit == 0  # a limit has ended the read, or a moment: not the log
         self.done = limit == 0 or (end is not None and end <= start)
+        # More than a range decides which records of a batch are handed out.
+        self._picks = (key, limit, limit_bytes) != (None, None, None)
 
     @property
     def leg_end(self) -> Offset | None:
@@ -72,14 +74,14 @@ class ReadWindow:
         if self._until_ms is not None and placement.timestamp_ms >= self._until_ms:
             self.enough = self.done = True
             return False
-        self.position = placement.end
-        if self.end is not None and placement.end >= self.end:
+        end = self.position = placement.end
+        if self.end is not None and end >= self.end:
             self.position = self.end
             self.done = True  # after this one
-        wanted = placement.kind == KIND_RECORDS or (
-            self.include_control and placement.kind == KIND_CONTROL
-        )
-        return wanted and not self.is_early(placement)
+        if self._since_ms is not None and self.is_early(placement):
+            return False
+        kind = placement.kind
+        return kind == KIND_RECORDS or (self.include_control and kind == KIND_CONTROL)
 
     def is_early(self, placement: Placement) -> bool:
         """The batch lies before the moment at which the read starts."""
@@ -87,11 +89,12 @@ class ReadWindow:
 
     def clip(self, placement: Placement, records: list[Record]) -> list[Record]:
         """Of an admitted batch's records those to hand out; perhaps none."""
-        end = self.end
-        if placement.first < self._start or (end is not None and placement.end > end):
+        if self.done or placement.first < self._start:
             low = max(0, self._start - placement.first)
-            high = None if end is None else max(0, end - placement.first)
+            high = None if self.end is None else max(0, self.end - placement.first)
             records = records[low:high]
+        if not self._picks:
+            return records
         if self.key is not None:
             records = [record for record in records if record.key == self.key]
         if self._records_left is not None:
