@@ -10,7 +10,7 @@ FROM ?= 1
 JOBS ?= $(shell nproc)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sim check proto format clean test-deps bench
+.PHONY: help demo test sim check proto format docs clean test-deps bench
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,14 @@ format: $(VENV)/.ready  ## Format the code
 proto: $(VENV)/.ready  ## Make the stubs in sharedlog/v1 from proto/
 	@$(BIN)/python tools/proto.py
 
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs  ## Build the documentation, with the API's, into site/
+	@$(BIN)/python -m zensical build --clean --strict
+	@echo "open site/index.html"
+
 test-deps:  ## Install the Debian packages that some tests and benchmarks use (needs root)
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends etcd-server iproute2 nats-server redis-server
 
@@ -50,4 +58,4 @@ bench: $(VENV)/.ready  ## Compare with etcd, NATS JetStream and Redis Streams (m
 	@$(BIN)/python -m bench.peers $(BENCH_ARGS)
 
 clean:  ## Remove what was made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache dist site
