@@ -17,6 +17,7 @@ LAST_LINES: Final = {
     "account.py": "never overdrawn; both clerks and the log agree on the balance: ",
     "kv_store.py": "both replicas are equal: {'counter': '20', 'shape': 'round'}",
     "leader_lock.py": "in the log: tickets 1 to 6, each once",
+    "work_queue.py": "all 120 jobs are done",
 }
 """By program: how the last line begins that it writes, after it has checked its own invariants."""
 
