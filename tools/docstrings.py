@@ -70,7 +70,7 @@ def place_of(name: str, owner: str | None = None) -> str | None:
 
 def _is_documented(name: str, attribute: str) -> bool:
     """Whether the pages have the public name, or the method of it that is asked for."""
-    if name not in sharedlog.__all__ or name.startswith("_") or name == "errors":
+    if name not in sharedlog.__all__ or inspect.ismodule(getattr(sharedlog, name)):
         return False
     if not attribute:
         return True
