@@ -15,7 +15,9 @@ more to say, an object: `{"lost": [[first, end, accepted_ms, reason], ...]}`. A 
 the next one begins, so its row stays as it is when it ends: **a chain that grows by a segment keeps
 its old text as a prefix**, table by table. `ChainDecoder` uses that: it compares text, and makes
 objects only of rows that it has not seen. The segments that did not change are then the very same
-objects, which makes `check_chain_change` cheap too.
+objects, which makes `check_chain_change` cheap too. And what many logs have in common, such as the
+tables of those that were created on the same nodes, is one object for all of them: of ten thousand
+logs most of the memory would be copies of a few nodesets otherwise.
 
 A version that knows more adds fields to the object, or elements after it; this one skips them.
 """
@@ -28,16 +30,20 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
 
-from metadata.records import LostRange, Replica, Segment, Spread
+from metadata.records import CreatedWith, LostRange, Replica, Segment, Spread
 from sharedlog.ids import Generation, NodeId, Offset, SequencerId, StorageId
 
 KEPT_SEGMENTS_MIN: Final = 16
 """A shorter chain is simply decoded anew."""
 KEPT_CHAINS_MAX: Final = 1_024
 """Chains that a decoder remembers."""
+SHARED_MAX: Final = 1_024
+"""Tables, and likewise settings, that a decoder has at hand for the next log with the same."""
 
 _Number = Annotated[int, msgspec.Meta(ge=0)]
 _T = TypeVar("_T", bound=Hashable)
+_K = TypeVar("_K", bound=Hashable)
+_V = TypeVar("_V")
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -186,6 +192,16 @@ class ChainDecoder:
 
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
+        self._tables: dict[tuple[bytes, ...], _Tables] = {}
+        self._settings: dict[CreatedWith, CreatedWith] = {}
+
+    def shared_settings(self, settings: CreatedWith) -> CreatedWith:
+        """An equal object, the same for all logs that have equal ones."""
+        found = self._settings.get(settings)
+        if found is None:
+            found = settings
+            _keep_newest(self._settings, settings, settings)
+        return found
 
     def forget(self, key: str) -> None:
         """The key is gone."""
@@ -207,7 +223,7 @@ class ChainDecoder:
         if seen is not None and tables is not None:
             closed, tail = seen.closed, b"[" + text[len(seen.text) + 1 :]
         else:
-            tables = _Tables.decode(body)
+            tables = self._shared_tables(body)
         rows = _rows_decoder.decode(tail)
         if closed and rows[0].base != closed[-1].end:  # never written by us
             self.forget(key)
@@ -219,11 +235,26 @@ class ChainDecoder:
             self._keep(key, _Seen(tables, text[: -last_row - 2], chain[:-1]))
         return chain
 
+    def _shared_tables(self, body: ChainBody) -> _Tables:
+        """Those of `body`; not to be changed."""
+        texts = _texts(body)
+        found = self._tables.get(texts)
+        if found is None:
+            found = _Tables.decode(body)
+            _keep_newest(self._tables, texts, found)
+        return found
+
     def _keep(self, key: str, seen: _Seen) -> None:
         self._seen.pop(key, None)
         self._seen[key] = seen
         if len(self._seen) > KEPT_CHAINS_MAX:
             del self._seen[next(iter(self._seen))]  # the one decoded longest ago
+
+
+def _keep_newest(known: dict[_K, _V], key: _K, value: _V) -> None:
+    known[key] = value
+    if len(known) > SHARED_MAX:
+        del known[next(iter(known))]
 
 
 def _continues(text: bytes, beginning: bytes) -> bool:

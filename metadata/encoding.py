@@ -141,10 +141,12 @@ def decode_log(entry: Entry, decoder: ChainDecoder | None = None) -> LogRecord:
     A `decoder` that is kept makes only of what is new in a chain new objects.
     """
     value = _open(_log_decoder, entry)
+    decoder = decoder or ChainDecoder()
+    value.created_with = decoder.shared_settings(value.created_with)
     head = {name: getattr(value, name) for name in _LOG_FIELDS}
     try:
         if isinstance(value.chain, ChainBody):
-            chain = (decoder or ChainDecoder()).decode(entry.key, value.chain)
+            chain = decoder.decode(entry.key, value.chain)
         else:
             chain = tuple(value.chain)
     except (msgspec.DecodeError, msgspec.ValidationError, IndexError) as error:

@@ -285,3 +285,18 @@ def test_a_decoder_remembers_a_bounded_number_of_chains() -> None:
     for i in range(KEPT_CHAINS_MAX):
         decode_log(entry(replace(short, name=f"other{i}")), decoder)
     assert decode_log(entry(short), decoder).chain[0] is not first.chain[0]
+
+
+def test_logs_that_are_alike_share_what_they_have_in_common() -> None:
+    """Nodesets and settings of ten thousand logs are a few objects, and a chain that grows later
+    changes nothing of the others."""
+    decoder = ChainDecoder()
+    settings = (("replicas", "3", "default"),)
+    logs = [replace(long_log(1), name=f"log{index}", created_with=settings) for index in range(3)]
+    first, second, third = (decode_log(entry(log), decoder) for log in logs)
+    assert [first, second, third] == logs
+    assert first.open_segment.nodeset is second.open_segment.nodeset
+    assert first.created_with is second.created_with
+    grown = replace(third, chain=long_log(40).chain)
+    assert decode_log(entry(grown), decoder) == grown
+    assert first == logs[0]
