@@ -56,7 +56,7 @@ Deliberately not here: trim and tombstones; reads; anything that waits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import assert_never
 
@@ -120,7 +120,7 @@ class LogServerCore:
         """What is known of a loglet; not to be changed. Ahead of the disk while a commit runs."""
         return self._loglets.get(loglet)
 
-    def loglets(self) -> Iterable[LogletState]:
+    def loglets(self) -> Collection[LogletState]:
         """All of them; not to be changed."""
         return self._loglets.values()
 

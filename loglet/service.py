@@ -161,7 +161,7 @@ class LogServer:
         self._committing: asyncio.Future[BaseException | None] | None = None
         self._stopped: SharedLogError | None = None
         self._stopping = False
-        metrics.loglets.set(len(list(self._core.loglets())))
+        metrics.loglets.set(len(self._core.loglets()))
 
     @property
     def storage_id(self) -> StorageId:
@@ -483,7 +483,7 @@ class LogServer:
             self._report_records(decision)
 
     def _report_records(self, decision: Decision) -> None:
-        self._metrics.loglets.set(len(list(self._core.loglets())))
+        self._metrics.loglets.set(len(self._core.loglets()))
         for write in decision.writes:
             if isinstance(write, PutLoglet):
                 event = "loglet.sealed" if write.sealed else "loglet.opened"
