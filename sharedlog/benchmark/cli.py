@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sharedlog.benchmark.target import Target, TargetPlan
 
 Function = TypeVar("Function", bound=Callable[..., object])
+Measured = TypeVar("Measured")
 Run = Callable[["Target", dict[str, Any]], Coroutine[Any, Any, "Result"]]
 _RECORD_BYTES = click.IntRange(1, 8_000_000)
 _SECONDS = click.FloatRange(min=0.1)
@@ -52,6 +53,7 @@ sharedlog bench append --dev 3 --rate 20000        open loop: latency at a stead
 sharedlog bench append --dev 3 --serial            one append at a time
 sharedlog bench read --dev 3 --json                catch-up read
 sharedlog bench tail -a 10.0.0.7:4100 --rate 500   write-to-read latency of a cluster that runs
+sharedlog bench logs --dev 3                       10,000 logs, 1,000 of them at once
 """,
 )
 def bench() -> None:
@@ -354,6 +356,73 @@ def _on_fresh_cluster(run: Callable[[Callable[[str], None]], Coroutine[Any, Any,
         raise CliFailure(str(error)) from error
 
 
+@bench.command(
+    cls=ExamplesCommand,
+    examples="""
+sharedlog bench logs --dev 3                            10,000 logs, 1,000 of them at once
+sharedlog bench logs --dev 3 --logs 1000 --active 100 --seconds 2 --json
+""",
+)
+@click.option("--logs", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True)
+@click.option(
+    "--active",
+    type=click.IntRange(1, 100_000),
+    default=1_000,
+    show_default=True,
+    help="Logs that are appended to at once, each by a session of its own.",
+)
+@click.option(
+    "--at-once",
+    type=click.IntRange(1, 1_000),
+    default=64,
+    show_default=True,
+    help="Creations, and first appends, under way.",
+)
+@click.option("--record-bytes", type=_RECORD_BYTES, default=100, show_default=True)
+@click.option("--seconds", type=_SECONDS, default=10.0, show_default=True, help="Of each phase.")
+@common_options
+@pass_settings
+def logs(
+    settings: Settings,
+    /,
+    *,
+    logs: int,
+    active: int,
+    at_once: int,
+    record_bytes: int,
+    seconds: float,
+    **common: Any,
+) -> None:
+    """What many logs cost: time to create them, memory of an idle one, throughput of many.
+
+    Creates the logs, writes a record to each, then appends to one log and to many at once as fast
+    as they go. Ends with exit code 1 if any call failed.
+    """
+    from sharedlog.benchmark.logs import LogsFailed, LogsPlan, logs_rows, run_logs
+    from sharedlog.cli.output import Column, note, print_json, print_table
+
+    if active > logs:
+        raise click.UsageError("--active is more than --logs")
+    plan = LogsPlan(
+        logs=logs, active=active, at_once=at_once, record_bytes=record_bytes, seconds=seconds
+    )
+
+    async def run(target: Target) -> dict[str, Any]:
+        try:
+            return await run_logs(target, plan, note)
+        except* LogsFailed as errors:
+            raise CliFailure(str(errors.exceptions[0])) from errors
+
+    found = _measure(_target_plan(settings, CommonOptions(**common)), run)
+    if settings.json:
+        print_json(found)
+    else:
+        columns = [Column(""), Column("", right=True), Column("")]
+        print_table(columns, logs_rows(found))
+    if found["errors"]:
+        raise SilentExit(1)
+
+
 def _print_failover(found: dict[str, Any]) -> None:
     from sharedlog.cli.output import Column, print_table
 
@@ -371,42 +440,51 @@ def _print_failover(found: dict[str, Any]) -> None:
 
 def _run(settings: Settings, common: CommonOptions, asked: dict[str, Any], run: Run) -> None:
     """Run one workload on the cluster that was asked for, and print what it found."""
-    import asyncio
-
     from sharedlog.benchmark.plot import PlotUnavailable, require_plotting, write_plot
-    from sharedlog.benchmark.target import open_target, run_precisely
-    from sharedlog.dev_cluster import DevClusterError
 
-    # gRPC's own lines about connections that it retries mean nothing to who typed the command.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     plan = _target_plan(settings, common)
     said = asked | {
         "dev_nodes": common.dev,
         "replicas": common.replicas,
         "write_quorum": common.write_quorum,
     }
+    try:
+        if common.plot is not None:
+            require_plotting()
+        result = _measure(plan, lambda target: run(target, said))
+        _print(settings, result)
+        if common.plot is not None:
+            write_plot(result, common.plot)
+    except PlotUnavailable as error:
+        raise CliFailure(str(error)) from error
+    if result.errors:
+        raise SilentExit(1)
 
-    async def measure() -> Result:
+
+def _measure(plan: TargetPlan, run: Callable[[Target], Coroutine[Any, Any, Measured]]) -> Measured:
+    """Open the cluster and run on it."""
+    import asyncio
+
+    from sharedlog.benchmark.target import open_target, run_precisely
+    from sharedlog.dev_cluster import DevClusterError
+
+    # gRPC's own lines about connections that it retries mean nothing to who typed the command.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+    async def measure() -> Measured:
         task = asyncio.current_task()
         assert task is not None
         # SIGTERM as Ctrl-C: the cluster is stopped and its data removed.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         async with open_target(plan) as target:
-            return await run(target, said)
+            return await run(target)
 
     try:
-        if common.plot is not None:
-            require_plotting()
-        result = run_precisely(measure())
-        _print(settings, result)
-        if common.plot is not None:
-            write_plot(result, common.plot)
-    except (DevClusterError, PlotUnavailable) as error:
+        return run_precisely(measure())
+    except DevClusterError as error:
         raise CliFailure(str(error)) from error
     except asyncio.CancelledError:
         raise SilentExit(128 + signal.SIGTERM) from None
-    if result.errors:
-        raise SilentExit(1)
 
 
 def _target_plan(settings: Settings, common: CommonOptions) -> TargetPlan:
