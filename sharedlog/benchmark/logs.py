@@ -196,7 +196,8 @@ class _Run:
         acked = 0
         waiting: deque[PendingAppend] = deque()  # bounded by the window
         try:
-            async with log.appender(**window) as appender:
+            appending = log.appender(**window)  # type: ignore[arg-type]  # sizes by name
+            async with appending as appender:
                 try:
                     await appender.append(chunk[0])
                     await appender.flush()
