@@ -177,7 +177,7 @@ class Admission:
         """
         try:
             header = check_batch(batch)
-            _check_control(header, conditions)
+            _check_tokens(header, conditions)
             place = _place_of(active, sender, header)
             if place is not None:
                 self._repeated(active, place, ticket)
@@ -297,7 +297,9 @@ _UNHEARD: Final = _Unheard()
 _CAUSES: Final = {FENCE: "fence", PRODUCER: "producer", CHECKPOINT: "checkpoint"}
 
 
-def _check_control(header: BatchHeader, conditions: Conditions) -> None:
+def _check_tokens(header: BatchHeader, conditions: Conditions) -> None:
+    if conditions.fencing_token is not None:
+        check_fencing_token(conditions.fencing_token)
     if conditions.set_token is None:
         return
     check_fencing_token(conditions.set_token)

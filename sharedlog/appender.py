@@ -61,10 +61,9 @@ from sharedlog.errors import (
 )
 from sharedlog.ids import Offset
 from sharedlog.pending import (
-    UNCONDITIONAL,
     AppendBatch,
-    Conditions,
     PendingAppend,
+    checked_conditions,
     copy_error,
 )
 from sharedlog.record_checks import check_record
@@ -201,12 +200,10 @@ class Appender:
         Raises:
             EmptyBatch, BatchTooLarge, InvalidArgument: as for `append`.
         """
+        conditions = checked_conditions(match_offset, fencing_token, set_fencing_token)
         await self._wait_for_room()
         limit_s = self._config.timeout_s if timeout_s is None else timeout_s
         now_s = self._clock.monotonic_s()
-        conditions = UNCONDITIONAL
-        if (match_offset, fencing_token, set_fencing_token) != (None, None, None):
-            conditions = Conditions(match_offset, fencing_token, set_fencing_token)
         batch = self._queue.put_batch(
             builder, timeout_s=limit_s, now_s=now_s, conditions=conditions
         )

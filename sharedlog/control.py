@@ -87,6 +87,8 @@ def check_fencing_token(token: str) -> None:
             f"the fencing token has {len(token)} characters; at most {FENCING_TOKEN_CHARS_MAX} are "
             "taken"
         )
+    if not _is_text(token):
+        raise InvalidArgument("the fencing token has characters that are none in Unicode")
 
 
 def check_producer_name(name: str) -> None:
@@ -95,6 +97,16 @@ def check_producer_name(name: str) -> None:
         raise InvalidArgument(
             f"a producer's name has 1 to {PRODUCER_NAME_CHARS_MAX} characters, not {name!r:.200}"
         )
+    if not _is_text(name):
+        raise InvalidArgument("the producer's name has characters that are none in Unicode")
+
+
+def _is_text(given: str) -> bool:
+    try:
+        given.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
 
 
 def producer_id_of(name: str) -> int:

@@ -12,7 +12,8 @@ from collections.abc import Generator
 from typing import Any, Final, NamedTuple
 
 from sharedlog.batch import BatchBuilder
-from sharedlog.errors import SharedLogError
+from sharedlog.control import check_fencing_token
+from sharedlog.errors import InvalidArgument, SharedLogError
 from sharedlog.ids import Offset
 
 
@@ -38,6 +39,28 @@ class Conditions(NamedTuple):
 
 
 UNCONDITIONAL: Final = Conditions()
+_OFFSET_MAX: Final = 2**63 - 1
+
+
+def checked_conditions(
+    match_offset: int | None, fencing_token: str | None, set_token: str | None
+) -> Conditions:
+    """What a caller gave: found later, it would take down all that is sent beside it.
+
+    Raises:
+        InvalidArgument: says which can't be.
+    """
+    if match_offset is None and fencing_token is None and set_token is None:
+        return UNCONDITIONAL
+    if match_offset is not None:
+        if not isinstance(match_offset, int):
+            raise InvalidArgument(f"match_offset is an int, not {type(match_offset).__name__}")
+        if not 0 <= match_offset <= _OFFSET_MAX:
+            raise InvalidArgument(f"match_offset is an offset, and {match_offset} is none")
+    for token in (fencing_token, set_token):
+        if token is not None:
+            check_fencing_token(token)
+    return Conditions(match_offset, fencing_token, set_token)
 
 
 class AppendBatch:

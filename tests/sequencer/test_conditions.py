@@ -221,6 +221,8 @@ async def test_a_single_append_has_conditions_too(tmp_path: Path) -> None:
             await append(made, "n1", fencing_token="")
         with pytest.raises(InvalidArgument):
             await append(made, "n1", set_token="a" * 65)
+        with pytest.raises(InvalidArgument):
+            await append(made, "n1", fencing_token="a" * 65)
         await made.move("n2")
         made.tell()
         with pytest.raises(NotSequencer):
