@@ -5,6 +5,7 @@ from __future__ import annotations
 from sharedlog.errors import (
     AppendIndefinite,
     ConditionFailed,
+    InvalidArgument,
     LogUnavailable,
     NotAppended,
     NotSequencer,
@@ -38,7 +39,7 @@ def honest(batch: AppendBatch, error: SharedLogError) -> SharedLogError:
 
 
 def unanswered(batch: AppendBatch, why: SharedLogError | None) -> AppendIndefinite:
-    """Of a batch that was sent, or may be in the log, when its time was up."""
+    """How a batch fails that was sent, and ran out of time; `why`: what its session met last."""
     reason = "" if why is None else f": {why}"
     error = AppendIndefinite(f"no answer within {batch.timeout_s:g} s{reason}")
     error.__cause__ = why
@@ -46,7 +47,7 @@ def unanswered(batch: AppendBatch, why: SharedLogError | None) -> AppendIndefini
 
 
 def never_sent(batch: AppendBatch, why: SharedLogError | None) -> SharedLogError:
-    """Of a batch that no session has taken when its time was up."""
+    """How a batch fails that no session had when it ran out of time; `why` it had none."""
     message = f"it was not taken within {batch.timeout_s:g} s, so it is not in the log"
     if why is None:
         return NotAppended(f"{message}: the log is slower than the appender")
@@ -58,4 +59,14 @@ def never_sent(batch: AppendBatch, why: SharedLogError | None) -> SharedLogError
     else:
         error = NotAppended(f"{message}: {why}")
     error.__cause__ = why
+    return error
+
+
+def behind(failed: SharedLogError) -> InvalidArgument:
+    """How what comes behind a failure of a named producer fails."""
+    error = InvalidArgument(
+        "the appender takes no more: a record before failed, and those of a named producer have no "
+        f"gaps; a new appender goes on where they end: {failed}"
+    )
+    error.__cause__ = failed
     return error

@@ -39,6 +39,10 @@ of time, the session is ended in good order and the next begins behind the gap (
 Without a producer (id 0; `exactly_once` is off) nothing is sent again: what a lost session has not
 answered is `AppendIndefinite` at once.
 
+A *named* producer's sequences are where it goes on after a restart: they may have no gap. It stops
+at its first failure (`stopped`), and what no session has then fails behind it. Only a condition
+that failed for the last batch of all stops nothing: its sequence is free again.
+
 Time. Nothing but an answer or its deadline ends a batch: at the deadline it is `AppendIndefinite`
 if it is unresolved or sent, and definitely not in the log otherwise.
 
@@ -63,7 +67,14 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from sharedlog.append_outcomes import honest, is_refusal, never_sent, unanswered, unrepeated
+from sharedlog.append_outcomes import (
+    behind,
+    honest,
+    is_refusal,
+    never_sent,
+    unanswered,
+    unrepeated,
+)
 from sharedlog.batch import (
     BATCH_HEADER_BYTES,
     NO_PRODUCER,
@@ -75,7 +86,7 @@ from sharedlog.batch import (
 )
 from sharedlog.codec import make_compressor
 from sharedlog.config import AppenderConfig
-from sharedlog.errors import ProtocolError, SharedLogError
+from sharedlog.errors import ConditionFailed, ProtocolError, SharedLogError
 from sharedlog.ids import Offset
 from sharedlog.key_digest import DIGEST_KEY_BYTES
 from sharedlog.limits import BATCH_BYTES_MAX
@@ -110,11 +121,18 @@ class AppendQueue:
     """
 
     def __init__(
-        self, config: AppenderConfig, *, producer_id: int, fencing_token: str | None = None
+        self,
+        config: AppenderConfig,
+        *,
+        producer_id: int,
+        named: bool = False,
+        fencing_token: str | None = None,
     ) -> None:
         self.config = config
         self.producer_id = producer_id  # 0: none
         self.epoch = 0  # of a named producer, once its first session is open
+        self.stopped: SharedLogError | None = None  # a named producer's first failure
+        self._named = named
         self._usual = (
             UNCONDITIONAL if fencing_token is None else Conditions(fencing_token=fencing_token)
         )
@@ -139,6 +157,11 @@ class AppendQueue:
         self._session_end = Offset(0)  # of the last batch that it acknowledged
 
     # Records in.
+
+    def refuse_if_stopped(self) -> None:
+        """Raise `InvalidArgument` if a named producer has had a failure."""
+        if self.stopped is not None:
+            raise behind(self.stopped)
 
     def is_full(self) -> bool:
         """No further batch may be opened now. Never so while none waits: a lone batch fits."""
@@ -412,8 +435,18 @@ class AppendQueue:
         else:
             if not is_refusal(error):
                 self._forget_oldest()
-                self._finish(batch, Offset(0), honest(batch, error))
+                self._refuse(batch, honest(batch, error))
             self._take_back(unresolved=False)
+
+    def _refuse(self, batch: AppendBatch, error: SharedLogError) -> None:
+        before = self.stopped
+        self._finish(batch, Offset(0), error)
+        last = not self.sent and not self.has_unsent()
+        if self._named and last and isinstance(error, ConditionFailed):
+            # It is not in the log, and nothing has its place in the order yet: its caller may try
+            # again.
+            self.stopped = before
+            self._next_sequence = batch.sequence
 
     def on_session_lost(self) -> int:
         """The session is gone, or was left. Returns how many batches are unresolved now."""
@@ -436,6 +469,7 @@ class AppendQueue:
         self.sent.clear()
         self.in_flight_bytes = 0
         self._in_session = False
+        self._fail_behind()
 
     def _forget_oldest(self) -> None:
         batch = self.sent.popleft()
@@ -452,6 +486,7 @@ class AppendQueue:
                 unanswered(batch, last_error) if batch.unresolved else never_sent(batch, last_error)
             ),
         )
+        self._fail_behind()
         return bool(self.sent) and all(batch.done for batch in self.sent)
 
     def end(self, error: SharedLogError) -> None:
@@ -462,6 +497,12 @@ class AppendQueue:
     def fail_unsent(self, error: SharedLogError) -> None:
         """Fail all that no session has: definitely, but for what an earlier one may have left."""
         self._fail_unsent_where(lambda _: True, lambda batch: honest(batch, error))
+
+    def _fail_behind(self) -> None:
+        """Nothing of a named producer goes into the log behind a failure, if no session has it."""
+        failed = self.stopped
+        if failed is not None:
+            self._fail_unsent_where(lambda _: True, lambda batch: honest(batch, behind(failed)))
 
     def _fail_unsent_where(
         self,
@@ -510,6 +551,8 @@ class AppendQueue:
             return  # it ran out of time before its answer came
         batch.finish(first, error)
         if error is not None:
+            if self._named and self.stopped is None:
+                self.stopped = error
             self._unseen = [seen for seen in self._unseen if not seen.retrieved]
             if len(self._unseen) < _UNSEEN_MAX:
                 self._unseen.append(batch)

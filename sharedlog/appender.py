@@ -109,6 +109,7 @@ class Appender:
         self._queue = AppendQueue(
             config,
             producer_id=_producer_id(connection, config, producer),
+            named=producer is not None,
             fencing_token=fencing_token,
         )
         self._life: asyncio.Future[None] | None = None  # who waits for a named producer's life
@@ -168,8 +169,8 @@ class Appender:
     def next_sequence(self) -> int:
         """So many records the appender has sent; of a named producer, in all its lives.
 
-        When a named producer's appender is entered, its records 0 to `next_sequence` - 1 are in the
-        log: go on with the one that has this number.
+        When its appender is entered these are in the log: go on with the record of this number.
+        Once a record fails, all behind it do, and no more are taken, but for a failed condition.
         """
         return self._queue.next_sequence
 
@@ -344,6 +345,7 @@ class Appender:
     def _refuse_if_closed(self) -> None:
         if self._closing:
             raise InvalidArgument("the appender is closed")
+        self._queue.refuse_if_stopped()
 
     def _on_new_batch(self, batch: AppendBatch) -> None:
         self._start()
@@ -466,8 +468,7 @@ class Appender:
         self._route.learn_version(opened.chain_version)
         fields = {"log": name, "sequencer": opened.sequencer.node_id}
         log.debug("appender.session_opened", extra=fields)
-        silence_s = self._path.limit_s(self._config.silence_s)
-        idle_s = self._config.idle_s
+        silence_s, idle_s = self._path.limit_s(self._config.silence_s), self._config.idle_s
         return await session.run(f"appender-sender:{name}", silence_s=silence_s, idle_s=idle_s)
 
     async def _open(
@@ -487,10 +488,10 @@ class Appender:
             producer_epoch=self._queue.epoch,
             create=self._create,
         )
-        limit_s = self._path.limit_s(_DIRECT_OPEN_S if stop.direct else _FORWARDED_OPEN_S)
         fields = {"log": self._route.name, "address": stop.address, "opening": batches}
         log.debug("appender.session_opens", extra=fields)
-        return await session.open(opening, limit_s=limit_s)
+        limit_s = _DIRECT_OPEN_S if stop.direct else _FORWARDED_OPEN_S
+        return await session.open(opening, limit_s=self._path.limit_s(limit_s))
 
     async def _after_loss(self, end: Lost, stop: Stop) -> None:
         """The session is lost: settle what it held, and do what leads to a better one."""

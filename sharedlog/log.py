@@ -173,6 +173,7 @@ class Log:
         `producer` names it: entering it waits for its session, shuts out whoever has the name now,
         and `next_sequence` tells how many records all its lives have in the log. One that has
         written nothing for a week is forgotten, as is the longest idle of more than 1,000 of a log.
+        Its records have no gap: once one fails so do all behind it, and a new appender goes on.
         `fencing_token` goes with each of its batches.
 
         Raises:
