@@ -110,9 +110,8 @@ class Openings:
             start = search_from(chain.record, asked.resolve_from, resolve_segment)
             opening = asked._replace(resolve_from=start)
             life: Life | None = None
-            said: asyncio.Future[InFlight | Remembered] | None = None
             if name:
-                life, said = self._live(active, asked, name)
+                life = self._live(active, asked, name)
                 sequence = life.next_sequence
                 opening = opening._replace(epoch=life.epoch, next_sequence=sequence)
             elif active.known_state.is_named(asked.producer_id):
@@ -121,7 +120,8 @@ class Openings:
             session = opened.session
             try:
                 _shut_out(opened)
-                if said is not None and not await self._is_said(active, said):
+                # It has its session by now: what is written here forgets those that have none.
+                if life is not None and not await self._is_said(active, life):
                     continue
                 if opened.search is not None:
                     await self._search(active, chain.record, session, opened.search)
@@ -133,26 +133,20 @@ class Openings:
                 settled = isinstance(owner, AppendSession) and owner.settled
                 active.producers.close(session, settled=settled)
 
-    def _live(
-        self, active: ActiveLoglet, opening: ProducerOpen, name: str
-    ) -> tuple[Life, asyncio.Future[InFlight | Remembered] | None]:
-        """The life of a named producer, and when the log says so, if it has to be told."""
+    def _live(self, active: ActiveLoglet, opening: ProducerOpen, name: str) -> Life:
+        """The life of a named producer that the session is of."""
         state, now_ms = active.known_state, self._clock.now_ms()
         busy = active.producers.in_session
         if opening.epoch == 0:
-            life = state.begin_life(name, busy, now_ms)
-        else:
-            life = state.go_on(name, opening.epoch, opening.next_sequence, busy, now_ms)
-        if not life.is_new and state.is_counted:
-            return life, None
+            return state.begin_life(name, busy, now_ms)
+        return state.go_on(name, opening.epoch, opening.next_sequence, busy, now_ms)
+
+    async def _is_said(self, active: ActiveLoglet, life: Life) -> bool:
+        """Have the log say it, if it has to; False if the log has moved, and all begins anew."""
+        if not life.is_new and active.known_state.is_counted:
+            return True
         said: asyncio.Future[InFlight | Remembered] = asyncio.get_running_loop().create_future()
         self._admission.control(active, PRODUCER, FutureTicket(said))
-        return life, said
-
-    async def _is_said(
-        self, active: ActiveLoglet, said: asyncio.Future[InFlight | Remembered]
-    ) -> bool:
-        """Wait until the life is in the log; False if the log has moved, and all begins anew."""
         try:
             async with asyncio.timeout(self._config.search_timeout_s):
                 await said

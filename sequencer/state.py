@@ -25,8 +25,9 @@ life before; it is in the log before the life may append. An append of an older 
 by this sequencer and by each later one. Sequences go on over all lives, counted in records, so a
 new life is told where the last one stopped. A producer that has written nothing for
 `expiry_s`, by the log's timestamps, is forgotten with the next control batch, and so is the longest
-idle one when there are more than `NAMED_PRODUCERS_MAX`; one that has a session is not. Who comes
-back after that begins anew, at sequence 0.
+idle one when there are more than `NAMED_PRODUCERS_MAX`; one that has a session is not. A new life
+of it begins anew, at sequence 0, but with an epoch above that of any that was forgotten: so the
+life before, which may not be at its end, is refused all the same.
 
 Invariants:
  1. What `on_recovered` makes of [state_from, state_until) equals the state that placed the batch.
@@ -101,7 +102,10 @@ class Life(NamedTuple):
 class LogState:
     """The state of one log. See the module's docstring."""
 
-    __slots__ = ("_batches", "_bytes", "_counted", "_expiry_ms", "_producers", "range", "token")
+    __slots__ = (
+        *("_batches", "_bytes", "_counted", "_expiry_ms", "_forgotten_epoch", "_producers"),
+        *("range", "token"),
+    )
 
     def __init__(self, *, expiry_s: float) -> None:
         self.token = ""
@@ -109,6 +113,7 @@ class LogState:
         self._expiry_ms = int(expiry_s * 1_000)
         # By id, the longest idle first.
         self._producers: dict[int, NamedProducer] = {}
+        self._forgotten_epoch = 0  # the highest of those that are not remembered
         # What lies in the log from `range.start` on, if all of it was counted.
         self._batches = 0
         self._bytes = 0
@@ -145,7 +150,7 @@ class LogState:
         """
         known = self.producer(name)
         if known is None:
-            return self._put(NamedProducer(name, 1, 0, now_ms), busy)
+            return self._put(NamedProducer(name, self._forgotten_epoch + 1, 0, now_ms), busy)
         epoch, last_ms = known.epoch + 1, max(known.last_ms, now_ms)
         return self._put(NamedProducer(name, epoch, known.next_sequence, last_ms), busy)
 
@@ -178,10 +183,14 @@ class LogState:
                     "more",
                     retry_after_s=_FULL_RETRY_S,
                 )
-            del self._producers[idle]
+            self._forget(idle)
         assert known is None or known.epoch < producer.epoch, "epochs rise"
         self._producers[producer_id] = producer
         return Life(producer_id, producer.epoch, producer.next_sequence, is_new=True)
+
+    def _forget(self, producer_id: int) -> None:
+        epoch = self._producers.pop(producer_id).epoch
+        self._forgotten_epoch = max(self._forgotten_epoch, epoch)
 
     # What is written.
 
@@ -200,7 +209,7 @@ class LogState:
             at_work = busy()
             for producer_id in expired:
                 if producer_id not in at_work:
-                    del self._producers[producer_id]
+                    self._forget(producer_id)
         producers = [
             control_pb2.NamedProducer(
                 name=known.name,
@@ -210,7 +219,12 @@ class LogState:
             )
             for known in self._producers.values()
         ]
-        return control_pb2.LogState(cause=cause, fencing_token=self.token, producers=producers)
+        return control_pb2.LogState(
+            cause=cause,
+            fencing_token=self.token,
+            producers=producers,
+            forgotten_epoch=self._forgotten_epoch,
+        )
 
     def on_control(self, first: Offset, end: Offset, size: int) -> None:
         """A control batch with `message` is placed at [first, end)."""
@@ -251,6 +265,7 @@ class LogState:
         self.range = found
         self._counted = False
         self.token = control.fencing_token
+        self._forgotten_epoch = control.forgotten_epoch
         for known in control.producers:
             self._producers[producer_id_of(known.name)] = NamedProducer(
                 known.name, known.epoch, known.next_sequence, known.last_ms

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asharedlog/v1/control.proto\x12\x0csharedlog.v1\"\xd9\x01\n\x08LogState\x12+\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x1c.sharedlog.v1.LogState.Cause\x12\x15\n\rfencing_token\x18\x02 \x01(\t\x12.\n\tproducers\x18\x03 \x03(\x0b\x32\x1b.sharedlog.v1.NamedProducer\"Y\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x43\x41USE_FENCE\x10\x01\x12\x12\n\x0e\x43\x41USE_PRODUCER\x10\x02\x12\x14\n\x10\x43\x41USE_CHECKPOINT\x10\x03\"T\n\rNamedProducer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x15\n\rnext_sequence\x18\x03 \x01(\x04\x12\x0f\n\x07last_ms\x18\x04 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asharedlog/v1/control.proto\x12\x0csharedlog.v1\"\xf2\x01\n\x08LogState\x12+\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x1c.sharedlog.v1.LogState.Cause\x12\x15\n\rfencing_token\x18\x02 \x01(\t\x12.\n\tproducers\x18\x03 \x03(\x0b\x32\x1b.sharedlog.v1.NamedProducer\x12\x17\n\x0f\x66orgotten_epoch\x18\x04 \x01(\r\"Y\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x43\x41USE_FENCE\x10\x01\x12\x12\n\x0e\x43\x41USE_PRODUCER\x10\x02\x12\x14\n\x10\x43\x41USE_CHECKPOINT\x10\x03\"T\n\rNamedProducer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x15\n\rnext_sequence\x18\x03 \x01(\x04\x12\x0f\n\x07last_ms\x18\x04 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sharedlog.v1.control_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LOGSTATE']._serialized_start=45
-  _globals['_LOGSTATE']._serialized_end=262
-  _globals['_LOGSTATE_CAUSE']._serialized_start=173
-  _globals['_LOGSTATE_CAUSE']._serialized_end=262
-  _globals['_NAMEDPRODUCER']._serialized_start=264
-  _globals['_NAMEDPRODUCER']._serialized_end=348
+  _globals['_LOGSTATE']._serialized_end=287
+  _globals['_LOGSTATE_CAUSE']._serialized_start=198
+  _globals['_LOGSTATE_CAUSE']._serialized_end=287
+  _globals['_NAMEDPRODUCER']._serialized_start=289
+  _globals['_NAMEDPRODUCER']._serialized_end=373
 # @@protoc_insertion_point(module_scope)

@@ -53,10 +53,13 @@ class LogState(_message.Message):
     CAUSE_FIELD_NUMBER: _builtins.int
     FENCING_TOKEN_FIELD_NUMBER: _builtins.int
     PRODUCERS_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_EPOCH_FIELD_NUMBER: _builtins.int
     cause: Global___LogState.Cause.ValueType
     """Why the batch was written."""
     fencing_token: _builtins.str
     """Appends that carry another one are refused; "" is none."""
+    forgotten_epoch: _builtins.int
+    """The highest epoch of any producer that was forgotten. A name that is not known begins above it: it may be one of those."""
     @_builtins.property
     def producers(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedProducer]:
         """In the order of their latest batches, the longest idle first."""
@@ -67,10 +70,11 @@ class LogState(_message.Message):
         cause: Global___LogState.Cause.ValueType = ...,
         fencing_token: _builtins.str = ...,
         producers: _abc.Iterable[Global___NamedProducer] | None = ...,
+        forgotten_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "fencing_token", b"fencing_token", "producers", b"producers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "fencing_token", b"fencing_token", "forgotten_epoch", b"forgotten_epoch", "producers", b"producers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

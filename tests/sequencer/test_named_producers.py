@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 from helpers.log_servers import until
-from helpers.sequencers import cluster
+from helpers.sequencers import Cluster, Session, cluster
 
 import sequencer.state as state_module
+from sequencer.config import SequencerConfig
 from sharedlog.control import producer_id_of
 from sharedlog.errors import InvalidArgument, ProducerFenced
 from sharedlog.v1 import log_pb2
@@ -131,3 +133,65 @@ async def test_the_id_belongs_to_the_name(tmp_path: Path) -> None:
                 process.record,
                 opening,
             )
+
+
+async def leave(made: Cluster, session: Session) -> None:
+    """The session's end is noticed, so that its producer is not at work any more."""
+    session.lose()
+    tables = [it.producers for it in made["n1"].sequencer._active.values()]
+    await until(lambda: not any(it.in_session() for it in tables))
+
+
+async def test_who_was_forgotten_begins_anew_where_it_was_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loglet's table knows its last epoch still: a new life must not be taken for an old."""
+    monkeypatch.setattr(state_module, "NAMED_PRODUCERS_MAX", 1)
+    async with cluster(tmp_path) as made:
+        for _ in range(2):
+            session = await made.session("n1", 0, called=NAME)
+        await leave(made, session)
+        await leave(made, await made.session("n1", 0, called="another"))
+        again = await made.session("n1", 0, called=NAME)
+        assert (again.opened.producer_epoch, again.opened.next_sequence) == (3, 0)
+        await again.send(0, epoch=3)
+        assert isinstance((await again.results(1))[0], int)
+
+
+async def test_a_life_that_was_forgotten_is_shut_out_by_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by the next sequencer: a process that was paused must not shut out its successor."""
+    monkeypatch.setattr(state_module, "NAMED_PRODUCERS_MAX", 1)
+    async with cluster(tmp_path) as made:
+        for _ in range(2):
+            old = await made.session("n1", 0, called=NAME)
+        await old.send(0, epoch=2)
+        await old.results(1)
+        await leave(made, old)
+        await leave(made, await made.session("n1", 0, called="another"))
+        await made.move("n2")
+        made.tell()
+        new = await made.session("n2", 0, called=NAME)
+        back = await made.ask("n2", 0, 1, called=NAME, epoch=2)
+        assert isinstance(await back.error(), ProducerFenced)
+        await new.send(0, epoch=new.opened.producer_epoch)
+        assert isinstance((await new.results(1))[0], int)
+
+
+async def test_a_life_is_not_forgotten_by_what_is_written_for_it(tmp_path: Path) -> None:
+    """One that was idle for long comes back after a takeover: its first session writes the state
+    anew, and must be in it, or its next life would be told to begin at 0 again."""
+    async with cluster(tmp_path, SequencerConfig(named_producer_expiry_s=0.001)) as made:
+        first = await made.session("n1", 0, called=NAME)
+        await first.send(0, 1, epoch=1)
+        await first.results(2)
+        first.lose()
+        await made.move("n2")
+        made.tell()
+        await asyncio.sleep(0.01)  # it is idle for longer than it is remembered
+        again = await made.session("n2", 0, 2, called=NAME, epoch=1)
+        await again.send(2, epoch=1)
+        await again.results(1)
+        newer = await made.session("n2", 0, called=NAME)
+        assert (newer.opened.producer_epoch, newer.opened.next_sequence) == (2, 3)

@@ -88,7 +88,7 @@ class Model:
 
 def shown(state: LogState) -> object:
     message = state.message(CHECKPOINT, set, 0)
-    return message.fencing_token, list(message.producers), state.range
+    return message.fencing_token, list(message.producers), message.forgotten_epoch, state.range
 
 
 def step(model: Model, rng: Random, lives: dict[str, BatchProducer]) -> None:
@@ -193,7 +193,8 @@ def test_who_is_idle_for_long_is_forgotten_and_begins_anew() -> None:
     message = state.message(CHECKPOINT, lambda: {producer_id_of("at work")}, 2_001)
     assert [it.name for it in message.producers] == ["at work", "new"]
     assert state.producer("old") is None
-    assert state.begin_life("old", set, 2_001).epoch == 1
+    again = state.begin_life("old", set, 2_001)
+    assert (again.epoch, again.next_sequence) == (2, 0), "the life before is refused"
 
 
 def test_the_table_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
