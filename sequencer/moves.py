@@ -41,6 +41,13 @@ class KnownChains:
             return known
         return KnownChain(record, max(version, known.version))
 
+    def latest(self, record: LogRecord) -> LogRecord:
+        """The same chain as it was learned last: copies move, and losses are accepted meanwhile."""
+        known = self._known.get(record.log_id)
+        if known is None or _index(known.record) != _index(record):
+            return record
+        return known.record
+
     def learn(self, record: LogRecord, version: int, *, ordered: bool = False) -> bool:
         """Keep the chain if it is newer, and of a log that is or was `ordered` here.
 

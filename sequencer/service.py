@@ -160,7 +160,12 @@ class Sequencer:
             metrics=metrics,
         )
         self._states = StateRecovery(
-            history=history, clock=clock, random=random, config=config, metrics=metrics
+            history=history,
+            clock=clock,
+            random=random,
+            config=config,
+            metrics=metrics,
+            latest=self._chains.latest,
         )
         self._moved = 0
         self._draining = False

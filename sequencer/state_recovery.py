@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from random import Random
 from typing import Final
@@ -39,7 +39,7 @@ _RETRY_MAX_S: Final = 2.0
 
 
 class StateRecovery:
-    """Recovers the states of logs, so many at once."""
+    """Recovers the states of logs, so many at once; `latest` gives a chain as it is by now."""
 
     def __init__(
         self,
@@ -49,8 +49,10 @@ class StateRecovery:
         random: Random,
         config: SequencerConfig,
         metrics: SequencerMetrics,
+        latest: Callable[[LogRecord], LogRecord],
     ) -> None:
         self._history = history
+        self._latest = latest
         self._clock = clock
         self._random = random
         self._config = config
@@ -84,6 +86,8 @@ class StateRecovery:
         backoff = Backoff(self._random, min_s=_RETRY_MIN_S, max_s=_RETRY_MAX_S)
         began_s = self._clock.monotonic_s()
         while not active.left:
+            # Who has the copies may have changed, and what cannot be had may have been given up.
+            record = self._latest(record)
             try:
                 async with self._places:
                     state = await self.recover(record, active.core.base)

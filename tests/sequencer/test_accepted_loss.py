@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-from helpers.log_servers import until
+from helpers.log_servers import WAIT_S, until
 from helpers.sequencers import Cluster, cluster
 
 from metadata.records import LostRange
@@ -72,6 +73,27 @@ async def test_a_batch_is_looked_for_from_where_the_log_went_on(tmp_path: Path) 
         third = await made.session("n1", A, 0, resolve_from=5)
         await third.send(0, 1)
         assert await third.results(2) == [2, 3], "the first is known, the second is new"
+
+
+async def test_a_state_that_was_given_up_is_not_waited_for(tmp_path: Path) -> None:
+    """The log was taken over before its loss was accepted: it goes on with what is left then."""
+    async with cluster(tmp_path) as made:
+        session = await made.session("n1", A)
+        await session.send(0)
+        await session.send(1, set_fencing_token="lost")
+        assert await session.results(2) == [0, 1]
+        for door in made.doors.values():
+            door.refuse_reads = True
+        await made.move("n2")
+        asked = await made.ask("n2", B)
+        await until(lambda: any(it.stateless for it in made["n2"].sequencer._active.values()))
+        lose(made, (0, 2))
+        made.version += 1
+        made.tell("n2")
+        async with asyncio.timeout(WAIT_S):
+            await asked._receive()
+        await asked.send(0, fencing_token="")
+        assert await asked.results(1) == [2]
 
 
 async def test_only_a_loss_since_then_makes_the_search_longer(tmp_path: Path) -> None:
