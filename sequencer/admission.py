@@ -217,6 +217,11 @@ class Admission:
         for refusal in [it for it in active.refusals if is_of(it.ticket, session)]:
             refusal.tail.cancel()
 
+    def withdraw(self, active: ActiveLoglet, ticket: Ticket) -> None:
+        """Nobody waits for this one's refusal any more, if it has one."""
+        for refusal in [it for it in active.refusals if it.ticket is ticket]:
+            refusal.tail.cancel()
+
     def _records(
         self,
         active: ActiveLoglet,
@@ -275,6 +280,8 @@ class Admission:
 
         def on_tail(found: asyncio.Future[Offset]) -> None:
             del active.refusals[refusal]
+            if newest is not None and found.cancelled():
+                active.forget_repeated(newest.first, refusal)
             effects = active.rounds.on_withdrawn(tail, active.core.committed_tail)
             self._replication.apply_tail(active, effects)
             refusal.on_tail(found)

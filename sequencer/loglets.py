@@ -152,6 +152,14 @@ class ActiveLoglet:
             else:
                 del self.repeated[first]
 
+    def forget_repeated(self, first: Offset, ticket: Ticket) -> None:
+        """One that waits for the batch at `first` is to be told nothing any more."""
+        left = [it for it in self.repeated.get(first, ()) if it is not ticket]
+        if left:
+            self.repeated[first] = left
+        else:
+            self.repeated.pop(first, None)
+
     @property
     def known_state(self) -> LogState:
         """The log's state, behind the gate."""

@@ -274,6 +274,9 @@ class Sequencer:
                     f"log {record.name}: no write quorum within {timeout_s:g} s; "
                     "the append may yet be committed"
                 ) from error
+            finally:
+                if future.cancelled():
+                    self._admission.withdraw(active, ticket)
             return AppendedBatch(done.first, done.end, done.timestamp_ms)
 
     async def find_tail(self, record: LogRecord, *, timeout_s: float = 10.0) -> Offset:

@@ -254,3 +254,17 @@ async def test_refusals_of_sessions_that_are_gone_are_let_go(tmp_path: Path) -> 
             await until(lambda: len(active.refusals) == 1)
             session.lose()
             await until(lambda: not active.refusals)
+        await first.send(1)
+        await until(lambda: active.core.in_flight == 1)
+        session = await made.session("n1", B)
+        await session.send(0, match_offset=9)
+        await until(lambda: len(active.refusals) == 1)
+        session.lose()
+        await until(lambda: not active.refusals)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await append(made, "n1", match_offset=Offset(9))
+        await until(lambda: not active.refusals)
+        assert not active.repeated, "nor with the batch that it rested on"
+        made.release_acks()
+        assert await first.results(1) == [1]
