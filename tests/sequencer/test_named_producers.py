@@ -148,8 +148,8 @@ async def test_who_was_forgotten_begins_anew_where_it_was_known(
     """The loglet's table knows its last epoch still: a new life must not be taken for an old."""
     monkeypatch.setattr(state_module, "NAMED_PRODUCERS_MAX", 1)
     async with cluster(tmp_path) as made:
-        for _ in range(2):
-            session = await made.session("n1", 0, called=NAME)
+        await made.session("n1", 0, called=NAME)
+        session = await made.session("n1", 0, called=NAME)
         await leave(made, session)
         await leave(made, await made.session("n1", 0, called="another"))
         again = await made.session("n1", 0, called=NAME)
@@ -164,8 +164,8 @@ async def test_a_life_that_was_forgotten_is_shut_out_by_a_new_one(
     """Also by the next sequencer: a process that was paused must not shut out its successor."""
     monkeypatch.setattr(state_module, "NAMED_PRODUCERS_MAX", 1)
     async with cluster(tmp_path) as made:
-        for _ in range(2):
-            old = await made.session("n1", 0, called=NAME)
+        await made.session("n1", 0, called=NAME)
+        old = await made.session("n1", 0, called=NAME)
         await old.send(0, epoch=2)
         await old.results(1)
         await leave(made, old)
