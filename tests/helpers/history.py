@@ -12,12 +12,16 @@ An append is noted record by record. Its outcome is
     INDEFINITE   it failed, and nobody says whether it is in the log
     PENDING      the client had no answer when the history ended
 
-Values must be unique over the whole history, for a record is known by its value.
+Values must be unique over the whole history, for a record is known by its value. So must be the
+tokens of fences: setting one is noted like an append, and its control record is known by the token.
+
+A named producer's life is noted when it is asked for and when it was told where it goes on; records
+that it appends say so. Readers pass over control records, but the final log has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -33,8 +37,20 @@ class Outcome(Enum):
 
 
 @dataclass(slots=True, eq=False)
+class Life:
+    """One life of a named producer: from the moment that a client asks for it."""
+
+    producer: str
+    invoked: int
+    # What it was told; None while it was told nothing.
+    responded: int | None = None
+    epoch: int | None = None  # counts the producer's lives
+    next_sequence: int | None = None  # so many records the lives before have in the log
+
+
+@dataclass(slots=True, eq=False)
 class Append:
-    """One record that a client wanted in the log."""
+    """One record that a client wanted in the log, or a fence."""
 
     appender: str  # records of one appender keep their order
     value: bytes
@@ -46,6 +62,15 @@ class Append:
     offset: int | None = None  # if acked
     batch: int | None = None  # records with the same number were appended as one batch, in order
     error: str = ""
+    # What it depended on, and what a refusal told of the log instead.
+    match_offset: int | None = None
+    token: str | None = None  # the fencing token that the log must have; "" is none
+    told_tail: int | None = None
+    told_token: str | None = None
+    sets: str | None = None  # a fence: the log's token from then on
+    # Of a named producer: in which life, and as which of its records.
+    life: Life | None = None
+    sequence: int | None = None
 
 
 class Seen(NamedTuple):
@@ -91,12 +116,35 @@ class Tail:
     error: str = ""
 
 
+class Place(NamedTuple):
+    """How far a named producer was: its life, and the sequence of its next record."""
+
+    epoch: int
+    next_sequence: int
+
+
+class Control(NamedTuple):
+    """What a control record says: the log's state as of it."""
+
+    cause: str  # "fence", "producer" or "checkpoint"
+    token: str
+    producers: Mapping[str, Place]
+
+
 class FinalRecord(NamedTuple):
-    """A record as the log has it in the end."""
+    """A record as the log has it in the end, or a control record."""
 
     offset: int
     value: bytes
     timestamp_ms: int
+    control: Control | None = None
+
+    @property
+    def known_as(self) -> bytes | None:
+        """The value of the append that it comes of; None of a control record that is no fence."""
+        if self.control is None:
+            return self.value
+        return fence_value(self.control.token) if self.control.cause == "fence" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +152,7 @@ class Final:
     """The log in the end, as a client reads it when nothing is broken any more."""
 
     tail: int
-    records: Sequence[FinalRecord]  # in the order of reading
+    records: Sequence[FinalRecord]  # and control records, in the order of reading
     lost: Sequence[tuple[int, int]] = ()  # ranges that an operator gave up, as the chain has them
 
 
@@ -115,6 +163,7 @@ class History:
         self.appends: list[Append] = []
         self.reads: list[Read] = []
         self.tails: list[Tail] = []
+        self.lives: list[Life] = []
         self._ticks = 0
         self._batches = 0
 
@@ -125,18 +174,39 @@ class History:
 
     # Appends.
 
-    def append(self, appender: str, value: bytes) -> Append:
+    def append(
+        self,
+        appender: str,
+        value: bytes,
+        *,
+        match_offset: int | None = None,
+        token: str | None = None,
+    ) -> Append:
         """A client is about to append a record."""
-        made = Append(appender, value, self.tick())
+        made = Append(appender, value, self.tick(), match_offset=match_offset, token=token)
         self.appends.append(made)
         return made
 
-    def append_batch(self, appender: str, values: Iterable[bytes]) -> list[Append]:
-        """A client is about to append records as one batch."""
+    def append_batch(
+        self,
+        appender: str,
+        values: Iterable[bytes],
+        *,
+        match_offset: int | None = None,
+        token: str | None = None,
+    ) -> list[Append]:
+        """A client is about to append records as one batch; `match_offset` is of the first."""
         self._batches += 1
-        made = [self.append(appender, value) for value in values]
+        made = [self.append(appender, value, token=token) for value in values]
         for one in made:
             one.batch = self._batches
+        made[0].match_offset = match_offset
+        return made
+
+    def fence(self, caller: str, token: str, *, expected: str | None = None) -> Append:
+        """A client is about to set the log's fencing token."""
+        made = self.append(caller, fence_value(token), token=expected)
+        made.sets = token
         return made
 
     def admitted(self, append: Append) -> None:
@@ -148,8 +218,17 @@ class History:
         append.offset = offset
         self._end(append, Outcome.ACKED)
 
-    def failed(self, append: Append, error: BaseException, *, definite: bool) -> None:
-        """The client was told that it failed."""
+    def failed(
+        self,
+        append: Append,
+        error: BaseException,
+        *,
+        definite: bool,
+        tail: int | None = None,
+        token: str | None = None,
+    ) -> None:
+        """The client was told that it failed; the log's tail or token, if a condition did."""
+        append.told_tail, append.told_token = tail, token
         append.error = f"{type(error).__name__}: {error}"
         self._end(append, Outcome.DEFINITE if definite else Outcome.INDEFINITE)
 
@@ -157,6 +236,25 @@ class History:
         assert append.outcome is Outcome.PENDING, f"{append.value!r} has ended already"
         append.outcome = outcome
         append.responded = self.tick()
+
+    # Named producers.
+
+    def life(self, producer: str) -> Life:
+        """A client is about to begin a life of a named producer."""
+        made = Life(producer, self.tick())
+        self.lives.append(made)
+        return made
+
+    def lives_on(self, life: Life, *, epoch: int, next_sequence: int) -> None:
+        """It was told which life it is, and where its records go on."""
+        life.epoch, life.next_sequence = epoch, next_sequence
+        life.responded = self.tick()
+
+    def append_in(self, life: Life, appender: str, value: bytes, sequence: int) -> Append:
+        """A client is about to append a record of a named producer."""
+        made = self.append(appender, value)
+        made.life, made.sequence = life, sequence
+        return made
 
     # Reads.
 
@@ -196,4 +294,10 @@ class History:
             found[append.outcome.value] += 1
         found["reads"] = sum(read.responded is not None for read in self.reads)
         found["tails"] = sum(tail.responded is not None for tail in self.tails)
+        found["lives"] = sum(life.responded is not None for life in self.lives)
         return found
+
+
+def fence_value(token: str) -> bytes:
+    """What the fence that sets a token is known by."""
+    return b"fence " + token.encode()

@@ -16,6 +16,10 @@
 | `gap` | a reader gets every offset from its start on, once, in order, but for accepted losses |
 | `short` | a read that ended got all up to its given end, unless told that the tail is uncertain |
 | `real-time` | appends, reads and tails are linearizable, see below |
+| `match` `fence` `producer` `state` | conditions, tokens and named producers: `history_state.py` |
+
+A fence is an append whose record readers do not get. Every offset is a record's, or a control
+record's, which readers pass over; all of these are in the final log.
 
 **Linearizability.** The log is one object, its state the sequence of records, and a record's offset
 is its place in it. So the order of appends is given, and what is left to judge is whether each
@@ -30,7 +34,9 @@ is a bound on the log's length at a moment:
 The history is linearizable if no *at least* is followed by a smaller *at most*: the length never
 shrinks, and if no two bounds contradict each other, moments for all operations can be chosen in the
 order of their offsets. A failed append without an outcome bounds only its begin. A read that was
-told that the tail is not certain, and the cheap tail, give an *at least* and no *at most*.
+told that the tail is not certain, and the cheap tail, give an *at least* and no *at most*. Control
+records that a read to the tail ended in front of may have been there or not. What a refused append
+was told, and lives, are bounds likewise; a violation that shows by one has the kind of that.
 
 **Uncertain tails.** When nobody can tell the tail, `Log.read` says so and ends at the highest that
 a log server knows, wherever the end lies that it was given: an end beyond the tail is allowed, and
@@ -41,41 +47,30 @@ Pure: no I/O, no clock.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Final as Constant
-from typing import NamedTuple
 
-from helpers.history import Append, Final, FinalRecord, History, Outcome, Read
+from helpers.history import Append, Final, History, Outcome, Read
+from helpers.history_log import Bound, LogView, Violation, named
+from helpers.history_state import (
+    bounds_of_state,
+    check_conditions,
+    check_producers,
+    check_state,
+)
 
 VIOLATIONS_MAX: Constant = 20
 """Of one kind; more say nothing new."""
 
 
-class Violation(NamedTuple):
-    """A promise that was not kept."""
-
-    kind: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.message}"
-
-
-class _Bound(NamedTuple):
-    """The log's length at a moment: at least, or at most, so much."""
-
-    tick: int
-    length: int
-    what: str
-
-
 def check_history(history: History, final: Final) -> list[Violation]:
     """Every violation, at most `VIOLATIONS_MAX` of a kind."""
-    log = _Log(final)
+    log = LogView(final)
     found: list[Violation] = []
-    for check in (_check_log, _check_appends, _check_order, _check_reads, _check_real_time):
+    for check in _CHECKS:
         found.extend(check(history, log))
     kept: dict[str, int] = defaultdict(int)
     result = []
@@ -86,25 +81,7 @@ def check_history(history: History, final: Final) -> list[Violation]:
     return result
 
 
-class _Log:
-    """The final log, by offset and by value."""
-
-    def __init__(self, final: Final) -> None:
-        self.final = final
-        self.by_offset: dict[int, FinalRecord] = {it.offset: it for it in final.records}
-        self.offsets: dict[bytes, int] = {}
-        for it in final.records:
-            self.offsets.setdefault(it.value, it.offset)
-
-    def is_lost(self, offset: int) -> bool:
-        """Its loss was accepted. An empty range stands for everything from there on."""
-        return any(
-            first <= offset < end or (first == end and offset >= first)
-            for first, end in self.final.lost
-        )
-
-
-def _check_log(history: History, log: _Log) -> Iterator[Violation]:
+def _check_log(history: History, log: LogView) -> Iterator[Violation]:
     """The log by itself."""
     final = log.final
     expected = [offset for offset in range(final.tail) if not log.is_lost(offset)]
@@ -122,14 +99,17 @@ def _check_log(history: History, log: _Log) -> Iterator[Violation]:
     known = {append.value for append in history.appends}
     first_at: dict[bytes, int] = {}
     for it in final.records:
-        if it.value in first_at:
-            yield Violation("twice", f"{it.value!r} is at {first_at[it.value]} and {it.offset}")
-        first_at.setdefault(it.value, it.offset)
-        if it.value not in known:
-            yield Violation("invented", f"{it.value!r} at {it.offset} was appended by nobody")
+        value = it.known_as
+        if value is None:
+            continue
+        if value in first_at:
+            yield Violation("twice", f"{value!r} is at {first_at[value]} and {it.offset}")
+        first_at.setdefault(value, it.offset)
+        if value not in known:
+            yield Violation("invented", f"{value!r} at {it.offset} was appended by nobody")
 
 
-def _check_appends(history: History, log: _Log) -> Iterator[Violation]:
+def _check_appends(history: History, log: LogView) -> Iterator[Violation]:
     """Each append by itself, and its batch."""
     acked: dict[int, Append] = {}
     batches: dict[int, list[Append]] = defaultdict(list)
@@ -138,22 +118,22 @@ def _check_appends(history: History, log: _Log) -> Iterator[Violation]:
             batches[append.batch].append(append)
         if append.outcome is Outcome.DEFINITE and append.value in log.offsets:
             where = log.offsets[append.value]
-            yield Violation("not-definite", f"{_named(append)} ({append.error}) is at {where}")
+            yield Violation("not-definite", f"{named(append)} ({append.error}) is at {where}")
         if append.outcome is not Outcome.ACKED:
             continue
         assert append.offset is not None
         other = acked.setdefault(append.offset, append)
         if other is not append:
-            message = f"{append.offset} was acknowledged to {_named(other)} and {_named(append)}"
+            message = f"{append.offset} was acknowledged to {named(other)} and {named(append)}"
             yield Violation("twice", message)
         there = log.by_offset.get(append.offset)
         if there is None and log.is_lost(append.offset):
             continue
-        if there is None or there.value != append.value:
+        if there is None or there.known_as != append.value:
             instead = "nothing" if there is None else repr(there.value)
             now = log.offsets.get(append.value)
             elsewhere = "nowhere else" if now is None else f"it is at {now}"
-            message = f"{_named(append)} was acknowledged at {append.offset}: there is {instead}"
+            message = f"{named(append)} was acknowledged at {append.offset}: there is {instead}"
             yield Violation("lost", f"{message}, {elsewhere}")
     for members in batches.values():
         offsets = [log.offsets.get(member.value) for member in members]
@@ -162,10 +142,10 @@ def _check_appends(history: History, log: _Log) -> Iterator[Violation]:
         adjoin = all(after == before + 1 for before, after in pairwise(present))
         lost = any(member.offset is not None and log.is_lost(member.offset) for member in members)
         if present and not (whole and adjoin) and not lost:
-            yield Violation("torn", f"the batch of {_named(members[0])} is at {offsets}")
+            yield Violation("torn", f"the batch of {named(members[0])} is at {offsets}")
 
 
-def _check_order(history: History, log: _Log) -> Iterator[Violation]:
+def _check_order(history: History, log: LogView) -> Iterator[Violation]:
     """Each appender's own order, whatever became of what it appended."""
     by_appender: dict[str, list[Append]] = defaultdict(list)
     for append in history.appends:
@@ -176,11 +156,11 @@ def _check_order(history: History, log: _Log) -> Iterator[Violation]:
         for before, after in pairwise(appends):
             at, then = log.offsets[before.value], log.offsets[after.value]
             if then < at:
-                message = f"{_named(before)} at {at} was handed over before {_named(after)}"
+                message = f"{named(before)} at {at} was handed over before {named(after)}"
                 yield Violation("order", f"{message}, which is at {then}")
 
 
-def _check_reads(history: History, log: _Log) -> Iterator[Violation]:
+def _check_reads(history: History, log: LogView) -> Iterator[Violation]:
     """Each read by itself, and against the final log."""
     for read in history.reads:
         who = f"{read.reader} (from {read.start})"
@@ -193,33 +173,33 @@ def _check_reads(history: History, log: _Log) -> Iterator[Violation]:
                 now = "is not there" if there is None else f"is {there.value!r} in the end"
                 message = f"{who} got {seen.value!r}, {seen.timestamp_ms}, at {seen.offset}"
                 yield Violation("changed", f"{message}; it {now}")
-        certain = read.responded is not None and not read.stale
-        if certain and read.end is not None and read.position < read.end:
+        ended = read.responded is not None and not read.stale and read.end is not None
+        if ended and log.past_controls(read.position) < (read.end or 0):
             yield Violation("short", f"{who} ended at {read.position} of {read.end}")
 
 
-def _check_continuity(read: Read, who: str, log: _Log) -> Iterator[Violation]:
+def _check_continuity(read: Read, who: str, log: LogView) -> Iterator[Violation]:
     gaps = dict(read.lost)
-    position = read.start
+    position = log.past_controls(read.start)
     for seen in read.records:
         while position != seen.offset and position in gaps:
-            position = gaps[position]
+            position = log.past_controls(gaps[position])
         if seen.offset != position:
             yield Violation("gap", f"{who} got {seen.offset} where {position} comes next")
             return
-        position = seen.offset + 1
+        position = log.past_controls(seen.offset + 1)
     for first, end in read.lost:
         wrong = [offset for offset in range(first, end) if not log.is_lost(offset)]
         if wrong:
             yield Violation("gap", f"{who} was told that [{first}, {end}) is lost: {wrong[0]} not")
 
 
-def _check_real_time(history: History, log: _Log) -> Iterator[Violation]:
+def _check_real_time(history: History, log: LogView) -> Iterator[Violation]:
     """See the module's docstring."""
     least, most = _bounds(history, log)
     least.sort()
     most.sort()
-    highest: _Bound | None = None
+    highest: Bound | None = None
     at = 0
     for bound in most:
         while at < len(least) and least[at].tick < bound.tick:
@@ -229,38 +209,42 @@ def _check_real_time(history: History, log: _Log) -> Iterator[Violation]:
         if highest is not None and highest.length > bound.length:
             before = f"{highest.what} (length >= {highest.length}, tick {highest.tick})"
             after = f"{bound.what} (length <= {bound.length}, tick {bound.tick})"
-            yield Violation("real-time", f"{before} before {after}")
+            kind = highest.kind if bound.kind == "real-time" else bound.kind
+            yield Violation(kind, f"{before} before {after}")
 
 
-def _bounds(history: History, log: _Log) -> tuple[list[_Bound], list[_Bound]]:
-    least: list[_Bound] = []
-    most: list[_Bound] = []
+def _bounds(history: History, log: LogView) -> tuple[list[Bound], list[Bound]]:
+    least, most = bounds_of_state(history, log)
+    if not log.final.lost:
+        most.append(Bound(math.inf, log.final.tail, "the end"))
     for append in history.appends:
         if append.outcome is Outcome.ACKED:
             assert append.offset is not None
             assert append.responded is not None
-            least.append(_Bound(append.responded, append.offset + 1, f"ack of {_named(append)}"))
+            least.append(Bound(append.responded, append.offset + 1, f"ack of {named(append)}"))
         where = log.offsets.get(append.value)
         if where is not None:
-            most.append(_Bound(append.invoked, where, f"append of {_named(append)}"))
+            most.append(Bound(append.invoked, where, f"append of {named(append)}"))
     for tail in history.tails:
         if tail.responded is not None:
             assert tail.tail is not None
             what = f"{'known ' if tail.known else ''}tail {tail.tail} of {tail.caller}"
-            least.append(_Bound(tail.responded, tail.tail, what))
+            least.append(Bound(tail.responded, tail.tail, what))
             if not tail.known:
-                most.append(_Bound(tail.invoked, tail.tail, what))
+                most.append(Bound(tail.invoked, tail.tail, what))
     for read in history.reads:
         what = f"read of {read.reader} from {read.start}"
-        least.extend(_Bound(seen.tick, seen.offset + 1, what) for seen in read.records)
+        least.extend(Bound(seen.tick, seen.offset + 1, what) for seen in read.records)
         if read.responded is not None and not (read.follow or read.stale or read.end is not None):
-            least.append(_Bound(read.responded, read.position, f"end of {what}"))
-            most.append(_Bound(read.invoked, read.position, what))
+            least.append(Bound(read.responded, read.position, f"end of {what}"))
+            most.append(Bound(read.invoked, log.past_controls(read.position), what))
     return least, most
 
 
-def _named(append: Append) -> str:
-    return f"{append.value!r} of {append.appender}"
+_CHECKS: Constant = (
+    *(_check_log, _check_appends, _check_order, _check_reads),
+    *(check_conditions, check_producers, check_state, _check_real_time),
+)
 
 
 def report(violations: Sequence[Violation]) -> str:

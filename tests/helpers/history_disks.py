@@ -26,7 +26,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from helpers.history import Final, History, Outcome
-from helpers.history_check import Violation
+from helpers.history_log import Violation
 
 from sharedlog.batch import Record, decode_placed
 from sharedlog.errors import CorruptBatch

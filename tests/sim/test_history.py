@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from helpers.history import Append, Final, FinalRecord, History, Outcome
+from helpers.history import Append, Final, FinalRecord, History, Outcome, Read
 from helpers.history_check import check_history
 from helpers.history_disks import (
     Journal,
@@ -38,11 +38,15 @@ def _append(history: History, value: bytes, offset: int, *, appender: str = "a")
     return append
 
 
+def _saw(history: History, read: Read, record: FinalRecord) -> None:
+    history.saw(read, record.offset, record.value, record.timestamp_ms)
+
+
 def _see(history: History, final: Final, *, reader: str = "r") -> None:
     """A read of the whole final log, to the tail."""
     read = history.read(reader, 0)
     for record in final.records:
-        history.saw(read, *record)
+        _saw(history, read, record)
     history.read_ended(read)
 
 
@@ -132,35 +136,35 @@ def _reader_saw_what_vanished(history: History, final: Final) -> Final:
 
 def _reader_skipped(history: History, final: Final) -> Final:
     read = history.read("skips", 0, follow=True)
-    history.saw(read, *final.records[0])
-    history.saw(read, *final.records[2])
+    _saw(history, read, final.records[0])
+    _saw(history, read, final.records[2])
     return final
 
 
 def _reader_saw_twice(history: History, final: Final) -> Final:
     read = history.read("repeats", 0, follow=True)
-    history.saw(read, *final.records[0])
-    history.saw(read, *final.records[0])
+    _saw(history, read, final.records[0])
+    _saw(history, read, final.records[0])
     return final
 
 
 def _reader_was_told_of_a_loss_that_is_none(history: History, final: Final) -> Final:
     read = history.read("told", 0, follow=True)
     read.lost.append((0, 1))
-    history.saw(read, *final.records[1])
+    _saw(history, read, final.records[1])
     return final
 
 
 def _read_ended_early(history: History, final: Final) -> Final:
     read = history.read("short", 0, end=3)
-    history.saw(read, *final.records[0])
+    _saw(history, read, final.records[0])
     history.read_ended(read)
     return final
 
 
 def _read_to_tail_misses_an_ack(history: History, final: Final) -> Final:
     read = history.read("late", 0)
-    history.saw(read, *final.records[0])
+    _saw(history, read, final.records[0])
     history.read_ended(read)
     return final
 
@@ -274,9 +278,9 @@ def test_an_accepted_loss_excuses_what_it_names_and_nothing_else() -> None:
     history, final = _good()
     lossy = Final(3, [final.records[0], final.records[2]], [(1, 2)])
     read = history.read("after", 0, follow=True)
-    history.saw(read, *final.records[0])
+    _saw(history, read, final.records[0])
     read.lost.append((1, 2))
-    history.saw(read, *final.records[2])
+    _saw(history, read, final.records[2])
     assert not check_history(history, lossy)
     assert kinds(history, replace(lossy, lost=[])) == {"dense", "changed", "gap"}
 
@@ -287,7 +291,7 @@ def test_a_stale_read_may_miss_what_was_acknowledged(end: int | None) -> None:
     history, final = _good()
     read = history.read("stale", 0, end=end)
     read.stale = True
-    history.saw(read, *final.records[0])
+    _saw(history, read, final.records[0])
     history.read_ended(read)
     assert not check_history(history, final)
 

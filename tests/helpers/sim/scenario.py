@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from helpers.history import Final as FinalLog
-from helpers.history import FinalRecord, History
-from helpers.history_check import Violation, check_history
+from helpers.history import History
+from helpers.history_check import check_history
 from helpers.history_disks import (
     Journal,
     ReplicaCopies,
@@ -25,7 +25,10 @@ from helpers.history_disks import (
     check_disks,
     check_durable,
 )
+from helpers.history_log import Violation
+from helpers.history_read import read_records
 from helpers.sim import ambushes  # noqa: F401  its faults make themselves known
+from helpers.sim.appends import PipelinedClient, SingleClient
 from helpers.sim.cluster import ClusterConfig, SimCluster, open_cluster
 from helpers.sim.log_store import SimDisk
 from helpers.sim.loop import Deadlock, VirtualTimeExceeded, run_virtual
@@ -240,11 +243,12 @@ class _Scenario:
         ending: list[asyncio.Task[None]] = []
         for client in clients[:2]:
             timeout_s = draw.choice((3.0, 8.0, 20.0))
-            run = work.append_pipelined(client, pause_s=0.7, timeout_s=timeout_s)
-            ending.append(work.start(client, run, "appends"))
+            pipelined = PipelinedClient(work, client, pause_s=0.7, timeout_s=timeout_s)
+            ending.append(work.start(client, pipelined.run(), "appends"))
         for client in clients[2:]:
-            run = work.append_singly(client, pause_s=0.7, timeout_s=draw.choice((2.0, 10.0)))
-            ending.append(work.start(client, run, "appends"))
+            timeout_s = draw.choice((2.0, 10.0))
+            single = SingleClient(work, client, pause_s=0.7, timeout_s=timeout_s)
+            ending.append(work.start(client, single.run(), "appends"))
             run = work.read_now_and_then(client, pause_s=5.0)
             ending.append(work.start(client, run, "reads"))
         for client in clients[1:]:
@@ -299,10 +303,7 @@ class _Scenario:
         async with open_client(self.world, cluster, "judge", LOG) as judge:
             try:
                 tail = await patiently(judge.log.tail, within_s=30)
-                records = [
-                    FinalRecord(record.offset, record.value, record.timestamp_ms)
-                    async for record in judge.log.read(0, tail)
-                ]
+                records = await read_records(judge.log, tail)
             except SharedLogError as error:
                 self._violation("unreadable", f"{type(error).__name__}: {error}")
                 return

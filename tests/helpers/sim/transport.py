@@ -7,6 +7,7 @@ import contextvars
 from collections.abc import Callable
 from typing import Any, Final, Generic
 
+from google.protobuf.message import Message
 from helpers.sim.connection import Connection, Pipe
 from helpers.sim.network import SimNetwork
 
@@ -46,7 +47,7 @@ class SimStream(Generic[Req, Resp]):
         assert not self._sending, f"two sends at once on {self._connection.path}: gRPC has no such"
         self._sending = True
         try:
-            await self._outgoing.send(self._encode(message))
+            await self._outgoing.send(_encoded(message, self._encode))
         finally:
             self._sending = False
 
@@ -79,7 +80,7 @@ class SimTransport:
         stream = self.stream(address, method)
         network = self._network
         if network.config.repeat:
-            network.repeat(self._host, address, method, method.encode_request(request))
+            network.repeat(self._host, address, method, _encoded(request, method.encode_request))
         try:
             async with asyncio.timeout(timeout_s):
                 await stream.send(request)
@@ -161,7 +162,7 @@ class SimServer:
             if raw is None:
                 raise ProtocolError("a call without a request")
             request = decode(raw, method.decode_request, method.path)
-            response = method.encode_response(await handler(request))
+            response = _encoded(await handler(request), method.encode_response)
             await connection.responses.send(response)
         elif connection.path in self._streams:
             method, stream_handler = self._streams[connection.path]
@@ -181,13 +182,13 @@ class SimServer:
             connection.responses.send_end(None)
             ended: SharedLogError = Unreachable("the peer has ended the stream")
         elif isinstance(error, SharedLogError):
-            connection.responses.send_end(error_to_proto(error).SerializeToString())
+            connection.responses.send_end(_encoded_error(error))
             ended = error
         else:
             assert isinstance(error, Exception)
             self.failures.append(error)
             ended = ProtocolError(f"{type(error).__name__} in {connection.path}")
-            connection.responses.send_end(error_to_proto(ended).SerializeToString())
+            connection.responses.send_end(_encoded_error(ended))
         network = self._network
         delay_s = network.delay(connection.server, connection.client)
         network.after(delay_s, connection.requests.stop_sending, ended)
@@ -203,3 +204,14 @@ def _server_stream(connection: Connection, method: Method[Req, Resp]) -> SimStre
         encode=method.encode_response,
         decode_with=method.decode_request,
     )
+
+
+def _encoded(message: object, encode: Callable[[Any], bytes]) -> bytes:
+    """As `encode` does it, but maps in an order that is the same in every process."""
+    if isinstance(message, Message):
+        return message.SerializeToString(deterministic=True)
+    return encode(message)
+
+
+def _encoded_error(error: SharedLogError) -> bytes:
+    return error_to_proto(error).SerializeToString(deterministic=True)

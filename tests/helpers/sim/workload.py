@@ -1,7 +1,7 @@
-"""Clients of a simulated cluster, and what they do: append, read, follow, ask for the tail.
+"""Clients of a simulated cluster, and what they do: read, follow, ask for the tail, and append.
 
 Every client is a process of its own (a `Host`), with its own connection, and notes what it does in
-one `History`. What they do, and when, is drawn from the seed.
+one `History`. What they do, and when, is drawn from the seed. How they append is in `appends.py`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from helpers.sim.loop import Host
 from helpers.sim.world import SimClock, World
 
 import sharedlog
-from sharedlog.appender import Appender
-from sharedlog.batch import BatchBuilder
 from sharedlog.cluster import Cluster, Routing
-from sharedlog.errors import AppendIndefinite, DataLoss, SharedLogError
+from sharedlog.errors import (
+    AppendIndefinite,
+    DataLoss,
+    FencingTokenMismatch,
+    OffsetMismatch,
+    SharedLogError,
+)
 from sharedlog.log import Log
 
 T = TypeVar("T")
-
-DROP_PROBABILITY = 0.02
-"""Of an appender, after each burst."""
 
 VALUE_PAD = 40
 """Bytes that each value has beyond its name."""
@@ -72,7 +73,8 @@ class Workload:
     def __init__(self, world: World, history: History, tasks: asyncio.TaskGroup) -> None:
         self.history = history
         self.stopping = False
-        self._trace = world.trace
+        self.token = ""  # the fencing token that was set last, as far as clients know
+        self.trace = world.trace.add
         self._tasks = tasks
         self._values = 0
         self.followers: list[Read] = []
@@ -85,104 +87,31 @@ class Workload:
 
     # Appends.
 
-    async def append_pipelined(
-        self, client: SimClient, *, pause_s: float, timeout_s: float
-    ) -> None:
-        """Bursts of records and batches through one appender, in order.
-
-        Now and then the appender is dropped with what it has under way, and another one goes on.
-        """
-        draw = client.draw
-        pending: list[asyncio.Task[None]] = []
-        number = 0
-        while not self.stopping:
-            number += 1
-            appender = client.log.appender(timeout_s=timeout_s)
-            name = f"{client.name}.a{number}"
-            while not self.stopping and draw.random() > DROP_PROBABILITY:
-                if draw.random() < 0.15:
-                    values = [self._value(client) for _ in range(draw.randint(2, 5))]
-                    await self._append_batch(client, appender, name, pending, values)
-                for _ in range(draw.choice((1, 1, 1, 2, 6))):
-                    await self._append_record(client, appender, name, pending)
-                    if draw.random() < 0.5:
-                        await asyncio.sleep(draw.uniform(0, 0.03))  # a batch of its own
-                await asyncio.sleep(draw.expovariate(1 / pause_s))
-            if self.stopping:
-                await _all(pending)
-            await appender.abort()
-        await _all(pending)
-
-    async def _append_record(
-        self,
-        client: SimClient,
-        appender: Appender,
-        name: str,
-        pending: list[asyncio.Task[None]],
-    ) -> None:
-        append = self.history.append(name, self._value(client))
-        try:
-            promised = await appender.append(append.value)
-        except SharedLogError as error:
-            self._failed([append], error)
-            return
-        self.history.admitted(append)
-        pending.append(self.start(client, self._settle([append], promised), "answer"))
-
-    async def _append_batch(
-        self,
-        client: SimClient,
-        appender: Appender,
-        name: str,
-        pending: list[asyncio.Task[None]],
-        values: Sequence[bytes],
-    ) -> None:
-        appends = self.history.append_batch(name, values)
-        builder = BatchBuilder()
-        for value in values:
-            builder.append(value)
-        try:
-            batch = await appender.append_batch(builder)
-        except SharedLogError as error:
-            self._failed(appends, error)
-            return
-        for append in appends:
-            self.history.admitted(append)
-
-        async def answer() -> int:
-            await batch.wait()
-            return batch.first_offset()
-
-        pending.append(self.start(client, self._settle(appends, answer()), "answer"))
-
-    async def append_singly(self, client: SimClient, *, pause_s: float, timeout_s: float) -> None:
-        """One record after the other, each waited for."""
-        draw, number = client.draw, 0
-        while not self.stopping:
-            number += 1
-            append = self.history.append(f"{client.name}.{number}", self._value(client))
-            await self._settle([append], client.log.append(append.value, timeout_s=timeout_s))
-            await asyncio.sleep(draw.expovariate(1 / pause_s))
-
-    def _value(self, client: SimClient) -> bytes:
+    def value(self, client: SimClient, name: str = "") -> bytes:
+        """One that no other record has."""
         self._values += 1
-        return f"{client.name}/{self._values}".encode().ljust(VALUE_PAD, b".")
+        return f"{client.name}/{self._values} {name}".encode().ljust(VALUE_PAD, b".")
 
-    async def _settle(self, appends: Sequence[Append], answer: Awaitable[int]) -> None:
+    async def settle(self, appends: Sequence[Append], answer: Awaitable[int]) -> None:
+        """Wait for the offset of the first of a batch, and note what came."""
         try:
             first = await answer
         except SharedLogError as error:
-            self._failed(appends, error)
+            self.failed(appends, error)
             return
         for index, append in enumerate(appends):
             self.history.acked(append, first + index)
-        self._trace.add(f"acknowledged {first} {appends[0].value.decode()}")
+        self.trace(f"acknowledged {first} {appends[0].value.decode()}")
 
-    def _failed(self, appends: Sequence[Append], error: SharedLogError) -> None:
-        for append in appends:
-            definite = not isinstance(error, AppendIndefinite)
-            self.history.failed(append, error, definite=definite)
-        self._trace.add(f"failed {appends[0].value.decode()} {type(error).__name__} {error}")
+    def failed(self, appends: Sequence[Append], error: SharedLogError) -> None:
+        """Note that all records of a batch failed."""
+        definite = not isinstance(error, AppendIndefinite)
+        tail = error.tail if isinstance(error, OffsetMismatch) else None
+        token = error.current if isinstance(error, FencingTokenMismatch) else None
+        for index, append in enumerate(appends):
+            told = None if index else tail  # of where the batch begins
+            self.history.failed(append, error, definite=definite, tail=told, token=token)
+        self.trace(f"failed {appends[0].value.decode()} {type(error).__name__} {error}")
 
     # Reads.
 
@@ -225,7 +154,7 @@ class Workload:
 
     def _read_failed(self, read: Read, error: SharedLogError) -> None:
         read.error = f"{type(error).__name__}: {error}"
-        self._trace.add(f"read of {read.reader} failed at {read.position}: {read.error}")
+        self.trace(f"read of {read.reader} failed at {read.position}: {read.error}")
         if isinstance(error, DataLoss):
             read.lost.append((error.first, error.end))
 
@@ -233,20 +162,19 @@ class Workload:
 
     async def ask_for_tails(self, client: SimClient, *, pause_s: float) -> None:
         """The real tail most of the time, sometimes the cheap one."""
-        draw, history = client.draw, self.history
         while not self.stopping:
-            await asyncio.sleep(draw.expovariate(1 / pause_s))
-            tail = history.tail(client.name, known=draw.random() < 0.15)
-            try:
-                asked = client.log.known_tail() if tail.known else client.log.tail(timeout_s=4.0)
-                history.tail_found(tail, await asked)
-            except SharedLogError as error:
-                tail.error = f"{type(error).__name__}: {error}"
+            await asyncio.sleep(client.draw.expovariate(1 / pause_s))
+            await self.find_tail(client)
 
-
-async def _all(tasks: Sequence[asyncio.Task[None]]) -> None:
-    if tasks:
-        await asyncio.wait(tasks)
+    async def find_tail(self, client: SimClient) -> int | None:
+        """One tail, mostly the real one; None if there is no answer."""
+        tail = self.history.tail(client.name, known=client.draw.random() < 0.15)
+        try:
+            asked = client.log.known_tail() if tail.known else client.log.tail(timeout_s=4.0)
+            self.history.tail_found(tail, await asked)
+        except SharedLogError as error:
+            tail.error = f"{type(error).__name__}: {error}"
+        return tail.tail
 
 
 async def patiently(ask: Callable[[], Awaitable[T]], *, within_s: float, pause_s: float = 0.5) -> T:
