@@ -20,7 +20,7 @@ async def read_records(log: Log, tail: int) -> list[FinalRecord]:
     """
     found: list[FinalRecord] = []
     end = Offset(tail)
-    async with aclosing(log._reader().read(Offset(0), end, committed=end)) as chunks:
+    async with aclosing(log._reads._reader().read(Offset(0), end, committed=end)) as chunks:
         async for chunk in chunks:
             for placed, placement in zip(chunk.batches, chunk.placements, strict=True):
                 is_control = placement.kind == KIND_CONTROL
