@@ -165,6 +165,33 @@ async def test_a_log_in_the_cache_is_not_asked_for(
     assert counting.log_gets == 0
 
 
+async def test_logs_come_in_pages_in_the_order_of_their_names(
+    counting: Counting, view: ClusterView
+) -> None:
+    """By prefix, from behind a name; a log that comes up or goes is in the next page, or not."""
+    node = await register(counting)
+    for name in ("b/2", "a", "b/1", "b", "b/3", "c"):
+        await create(counting, node, name)
+    await until(view, lambda: len(view.logs()) == 6)
+
+    def page(prefix: str, after: str = "", limit: int = 10) -> tuple[list[str], bool]:
+        found, more = view.page(prefix, after=after, limit=limit)
+        return [record.name for record, _ in found], more
+
+    assert page("") == (["a", "b", "b/1", "b/2", "b/3", "c"], False)
+    assert page("b/", limit=2) == (["b/1", "b/2"], True)
+    assert page("b/", after="b/2", limit=2) == (["b/3"], False)
+    assert page("b/", limit=3) == (["b/1", "b/2", "b/3"], False)
+    assert page("b/", after="c") == ([], False)
+    assert page("d") == ([], False)
+    await create(counting, node, "b/0")
+    entry = await counting.get("logs/b/2")
+    assert entry is not None
+    await counting.delete("logs/b/2", expected=entry.version)
+    await until(view, lambda: view.log("b/0") is not None and view.log("b/2") is None)
+    assert page("b/") == (["b/0", "b/1", "b/3"], False)
+
+
 async def test_a_log_that_is_not_known_yet_is_asked_of_the_store(
     store: EmbeddedMetadataStore, counting: Counting, view: ClusterView
 ) -> None:
