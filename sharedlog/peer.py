@@ -26,7 +26,7 @@ OPENINGS_MAX: Final = 64
 CALLS_MAX: Final = 128
 """Calls of one client that are under way to one node, likewise."""
 TURN_S: Final = 0.25
-SCOUT_S: Final = 0.5
+SCOUT_S: Final = 1.0
 """So long do the others wait for the scout's verdict."""
 _SCOUT_AWAY_S: Final = 3.0  # then another one may set out
 BUSY_MAX: Final = 10

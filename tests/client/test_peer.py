@@ -102,7 +102,7 @@ def test_all_go_on_once_it_is_known_to_be_gone() -> None:
 
 
 def test_a_scout_that_does_not_come_back_is_not_waited_for() -> None:
-    """After half a second each session does what it would do alone."""
+    """After a second each session does what it would do alone."""
 
     async def main() -> None:
         sessions = Sessions(100, Peer())
