@@ -130,6 +130,37 @@ async def zombie(it: Nemesis) -> bool:
 
 
 @fault
+async def lone_client(it: Nemesis) -> bool:
+    """A sequencer that only one client reaches, which slept while all others had it replaced.
+
+    What that client does next it does at a sequencer that has been passed, and has nothing in
+    flight that would tell it so.
+    """
+    draw, network = it.draw, it.cluster.network
+    sequencer = _sequencer(it, it.budget.record().open_segment)
+    awake = [client for client in it.clients if not client.host.paused]
+    rivals = [node for node in it.cluster.nodes.values() if node.serves and node is not sequencer]
+    if sequencer is None or not awake or not rivals:
+        return False
+    own, client = str(sequencer.node_id), draw.choice(awake)
+    network.pause(client.name)
+    client.host.pause()
+    others = [name for name in it._hosts() if name not in (own, client.name)]
+    for other in others:
+        network.cut(own, other)
+        network.break_connections(own, other)
+    await _reconfigure_at(it, draw.choice(rivals), 0)
+    await asyncio.sleep(draw.uniform(0.5, 2.5))
+    if client.host.paused:
+        network.resume(client.name)
+        client.host.resume()
+    await asyncio.sleep(draw.uniform(0.2, 2.0))
+    for other in others:
+        network.mend(own, other)
+    return True
+
+
+@fault
 async def lost_copy(it: Nemesis) -> bool:
     """Records reach just a write quorum; one disk is lost, and all other copies go away.
 

@@ -520,6 +520,7 @@ USUAL: Final = {
     "drain": 0.5,
     "rivals": 0.7,
     "zombie": 0.7,
+    "lone_client": 0.4,
     "lost_copy": 0.4,
     "damaged_copy": 0.4,
     "hiccup": 0.5,

@@ -83,6 +83,11 @@ PROFILES: Final[dict[str, Mix]] = {
         ),
         Shape(tempo=TEMPOS[1]),
     ),
+    # Who still asks such a sequencer is the last to know.
+    "lone clients": Mix(
+        Profile(weights={"lone_client": 1.0}, mean_pause_s=0.5, at_once_max=1),
+        Shape(tempo=TEMPOS[1]),
+    ),
     "full disks": Mix(
         Profile(
             weights={"hiccup": 5.0},

@@ -14,6 +14,7 @@ from collections import defaultdict
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
+from unittest.mock import patch
 
 from helpers.history import Final as FinalLog
 from helpers.history import History
@@ -39,6 +40,7 @@ from helpers.sim.world import Trace, World
 
 from metadata.encoding import decode_log, log_key
 from metadata.store import Changed
+from sequencer import state
 from sharedlog.errors import SharedLogError
 from sharedlog.ids import LogletId, Offset
 from sharedlog.log import Log
@@ -47,6 +49,9 @@ LOG: Final = "orders"
 DURATION_S: Final = 60.0
 REST_S: Final = 150.0
 """Longest time after the faults until everything is well again."""
+
+CHECKPOINT_BATCHES: Final = 16
+"""Batches that a takeover reads to know the log's state; the fewer, the more checkpoints."""
 
 REPEATED_CALLS: Final = (
     *("Seal", "Repair", "TellEnds", "RaiseCommittedTail"),
@@ -130,7 +135,8 @@ def run(seed: int, plan: Plan | None = None, *, keep_lines: bool = False) -> Res
     scenario = _Scenario(world, plan or Plan(), result)
     limit_s = 2 * (plan or Plan()).duration_s + 10 * REST_S
     try:
-        run_virtual(scenario.run, limit_s=limit_s)
+        with patch.object(state, "BATCHES_MAX", CHECKPOINT_BATCHES):
+            run_virtual(scenario.run, limit_s=limit_s)
     except (Deadlock, VirtualTimeExceeded) as error:
         result.violations.append(Violation("stuck", str(error)))
     except Exception as error:  # noqa: BLE001  whatever it is, this seed found it
@@ -138,10 +144,13 @@ def run(seed: int, plan: Plan | None = None, *, keep_lines: bool = False) -> Res
     return result
 
 
-def _innermost(error: BaseException) -> str:
+def _innermost(error: BaseException, known: frozenset[int] = frozenset()) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    cause = f" (from {_innermost(error.__cause__)})" if error.__cause__ is not None else ""
+    if id(error) in known:  # raised from the group that it came in
+        return type(error).__name__
+    known |= {id(error)}
+    cause = f" (from {_innermost(error.__cause__, known)})" if error.__cause__ is not None else ""
     trace = error.__traceback__
     where = ""
     while trace is not None:

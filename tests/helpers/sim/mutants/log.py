@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from dataclasses import replace
 from typing import Any
 
+from helpers.sim.mutants.beyond import held_beyond, serve_beyond
 from helpers.sim.mutants.registry import Patch, mutant
 
 from loglet.messages import (
@@ -15,20 +14,17 @@ from loglet.messages import (
 from loglet.reads import ReadService
 from loglet.recovery import SegmentRecovery
 from loglet.store import LogletState
-from loglet.wire import loglet_to_proto
 from metadata.encoding import encode_log, log_key
 from metadata.quorum import QuorumRule
-from metadata.records import Replica
 from node.move import Move
 from sequencer.core import FailAppends, LogletSequencer
 from sequencer.find_tail import AnswerTail, FindTailRounds
 from sequencer.history import HistoryPage, LogHistory
 from sequencer.producers import ProducerTable
-from sharedlog.batch import BatchProducer, Placement, parse_placement, parse_producer
+from sequencer.state_recovery import StateRecovery
+from sharedlog.batch import parse_placement, parse_producer
 from sharedlog.errors import Sealed, SharedLogError
-from sharedlog.ids import LogletId, Offset
-from sharedlog.rpc.methods import READ_LOGLET
-from sharedlog.v1 import log_server_pb2
+from sharedlog.ids import Offset
 
 # Readers.
 
@@ -145,9 +141,9 @@ def definite_when_the_quorum_is_out_of_reach(patch: Patch) -> None:
 def timestamps_run_back(patch: Patch) -> None:
     append = LogletSequencer.on_append
 
-    def on_append(self: LogletSequencer, *args: Any) -> Any:
+    def on_append(self: LogletSequencer, *args: Any, **named: Any) -> Any:
         self.last_timestamp_ms = 0
-        return append(self, *args)
+        return append(self, *args, **named)
 
     patch.setattr(LogletSequencer, "on_append", on_append)
 
@@ -248,54 +244,31 @@ def silence_taken_for_absence(patch: Patch) -> None:
 
 
 @mutant(
-    "the recovery of state reads beyond the chain's end (field note 7)",
+    "the search for a producer's batches reads beyond the chain's end (field note 7)",
     mix="rival repairs",
     kinds="lost gap order not-definite twice real-time",
 )
 def state_recovered_beyond_the_end(patch: Patch) -> None:
-    scan, limits = LogHistory.scan, ReadService._limits
+    scan = LogHistory.scan
 
     async def _scan(self: Any, record: Any, start: Offset, end: Offset) -> Any:
         for segment in record.chain:
             if segment.end is None or segment.end < start:
                 continue
             for replica in segment.nodeset:
-                found = await _held_beyond(self, record.loglet(segment), segment.end, replica)
-                if found:
+                held = await held_beyond(self, record.loglet(segment), segment.end, replica)
+                if held:
+                    found = [(parse_placement(it), parse_producer(it)) for it in held]
                     yield HistoryPage(found, start)
         async for page in scan(self, record, start, end):
             yield page
 
-    def _limits(self: ReadService, query: Any, state: LogletState | None) -> Any:
-        if query.for_repair and state is not None:
-            state = replace(state, told_end=None)
-            return limits(self, query, state)._replace(told_end=None)
-        return limits(self, query, state)
+    def _scan_state(self: Any, record: Any, start: Offset, end: Offset) -> Any:
+        return scan(self._history, record, start, end)  # another defect: `state.py`
 
     patch.setattr(LogHistory, "scan", _scan)
-    patch.setattr(ReadService, "_limits", _limits)
-
-
-async def _held_beyond(
-    history: Any, loglet: LogletId, start: Offset, replica: Replica
-) -> list[tuple[Placement, BatchProducer]]:
-    """What a log server holds beyond a segment's end."""
-    request = log_server_pb2.ReadLogletRequest(
-        storage_id=replica.storage_id,
-        loglet=loglet_to_proto(loglet),
-        start=start,
-        no_wait=True,
-        for_repair=True,
-    )
-    found: list[tuple[Placement, BatchProducer]] = []
-    stream = history._transport.stream(history._directory(replica.node_id).address, READ_LOGLET)
-    with contextlib.suppress(SharedLogError, TimeoutError):
-        async with asyncio.timeout(0.3):
-            await stream.send(request)
-            while (message := await stream.receive()) is not None:
-                found += [(parse_placement(it), parse_producer(it)) for it in message.batches]
-    stream.cancel()
-    return found
+    patch.setattr(StateRecovery, "_scan", _scan_state)
+    serve_beyond(patch)
 
 
 @mutant(
