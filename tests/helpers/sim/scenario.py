@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from unittest.mock import patch
 
 from helpers.history import Final as FinalLog
-from helpers.history import History
+from helpers.history import FinalRecord, History
 from helpers.history_check import check_history
 from helpers.history_disks import (
     Journal,
@@ -52,6 +53,9 @@ REST_S: Final = 150.0
 
 CHECKPOINT_BATCHES: Final = 16
 """Batches that a takeover reads to know the log's state; the fewer, the more checkpoints."""
+
+MOMENTS: Final = 10
+"""That are looked for at the end."""
 
 REPEATED_CALLS: Final = (
     *("Seal", "Repair", "TellEnds", "RaiseCommittedTail"),
@@ -313,6 +317,7 @@ class _Scenario:
             try:
                 tail = await patiently(judge.log.tail, within_s=30)
                 records = await read_records(judge.log, tail)
+                await self._look_for_moments(judge.log, records)
             except SharedLogError as error:
                 self._violation("unreadable", f"{type(error).__name__}: {error}")
                 return
@@ -329,6 +334,20 @@ class _Scenario:
         self.result.tail = tail
         self.result.segments = len(segments)
         self.world.trace.add(f"judged: tail {tail}, {len(found)} violations")
+
+    async def _look_for_moments(self, log: Log, records: Sequence[FinalRecord]) -> None:
+        """Whatever holes and damage the faults have left, a moment lies where the records say."""
+        times = sorted({record.timestamp_ms for record in records})
+        draw = self.world.random("moments")
+        for time_ms in draw.sample(times, min(MOMENTS, len(times))):
+            moment_ms = time_ms + draw.choice((0, 1))
+            offset = await log.find_offset(moment_ms)
+            wrong = [it for it in records if (it.timestamp_ms < moment_ms) != (it.offset < offset)]
+            if wrong:
+                at = wrong[0]
+                self._violation(
+                    "moment", f"{moment_ms} is at {offset}; {at.offset} has {at.timestamp_ms}"
+                )
 
     def _violation(self, kind: str, message: str) -> None:
         self.result.violations.append(Violation(kind, message))
