@@ -55,6 +55,15 @@ PROFILES: Final[dict[str, Mix]] = {
         ),
         _SLOW,
     ),
+    # Log servers that are slow to sync die while a segment is being ended.
+    "crashes at seals": Mix(
+        Profile(
+            weights={"crash": 3.0, "slow_disk": 3.0, "isolate": 2.0, "reconfigure_at_once": 2.0},
+            mean_pause_s=0.5,
+            wait_max_s=3.0,
+        ),
+        _SLOW,
+    ),
     "wipes": Mix(
         Profile(
             weights={"wipe": 4.0, "isolate": 1.0, "pause": 1.0, "slow_disk": 1.0, "crash": 0.5},

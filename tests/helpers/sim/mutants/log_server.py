@@ -205,7 +205,7 @@ def seal_of_an_unknown_loglet_is_not_recorded(patch: Patch) -> None:
     patch.setattr(LogServerCore, "_seal", _seal)
 
 
-@mutant("a seal is answered before its fsync", mix="power cuts", kinds="early lost real-time")
+@mutant("a seal is answered before its fsync", mix="crashes at seals", kinds="early lost real-time")
 def seal_answered_before_the_sync(patch: Patch) -> None:
     write, commit = LogServer._write, LogServer._commit
 
