@@ -23,7 +23,7 @@ from sequencer.history import HistoryPage, LogHistory
 from sequencer.producers import ProducerTable
 from sequencer.state_recovery import StateRecovery
 from sharedlog.batch import parse_placement, parse_producer
-from sharedlog.errors import Sealed, SharedLogError
+from sharedlog.errors import CorruptBatch, SharedLogError
 from sharedlog.ids import Offset
 
 # Readers.
@@ -112,7 +112,8 @@ def sealed_taken_as_definite(patch: Patch) -> None:
         effects = ended(self, reason)
         for effect in effects:
             if isinstance(effect, FailAppends):
-                effect.error = Sealed(str(effect.error))  # type: ignore[assignment]  # the defect
+                # Of a class that says of itself that it is definite: no other is believed.
+                effect.error = CorruptBatch(str(effect.error))  # type: ignore[assignment]  # the defect
         return effects
 
     patch.setattr(LogletSequencer, "on_ended", on_ended)
@@ -132,7 +133,7 @@ def definite_when_the_quorum_is_out_of_reach(patch: Patch) -> None:
         if self.rule.is_write_quorum(able):
             return
         for batch in self._in_flight:
-            batch.ticket.ticket.failed(Sealed("a write quorum of the log can't be reached"))
+            batch.ticket.ticket.failed(CorruptBatch("a write quorum of the log can't be reached"))
 
     patch.setattr(LogletSequencer, "on_out_of_step", on_out_of_step)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from helpers.sim.mutants.beyond import held_beyond, serve_beyond
@@ -11,10 +12,11 @@ from metadata.records import LogRecord
 from sequencer import admission
 from sequencer.admission import Admission
 from sequencer.core import LogletSequencer
+from sequencer.loglets import FutureTicket
 from sequencer.opening import Openings
 from sequencer.producers import ProducerTable
 from sequencer.replication import Replication
-from sequencer.state import Life, LogState, StateRange
+from sequencer.state import PRODUCER, Life, LogState, StateRange
 from sequencer.state_recovery import StateRecovery
 from sharedlog.append_queue import AppendQueue
 from sharedlog.batch import KIND_CONTROL, check_placed
@@ -143,12 +145,12 @@ def older_life_goes_on(patch: Patch) -> None:
 
 @mutant(
     "a named producer sends what is behind a record that failed",
-    mix="stale sequencers",
+    mix="zombies",
     kinds="producer",
 )
 def sends_behind_a_failed_record(patch: Patch) -> None:
-    patch.setattr(AppendQueue, "_fail_behind_gap", lambda _: None)
-    patch.setattr(AppendQueue, "_refuse_behind_gap", lambda _: None)
+    patch.setattr(AppendQueue, "_fail_behind", lambda _: None)
+    patch.setattr(AppendQueue, "refuse_if_stopped", lambda _: None)
 
 
 # What is told too early.
@@ -199,8 +201,11 @@ def condition_before_the_repetition(patch: Patch) -> None:
 
 @mutant("a life is told before it is in the log", mix="zombies", kinds="producer")
 def life_told_before_it_is_in_the_log(patch: Patch) -> None:
-    async def _is_said(self: Openings, active: Any, said: Any) -> bool:
-        said.add_done_callback(lambda done: done.cancelled() or done.exception())
+    async def _is_said(self: Openings, active: Any, life: Any) -> bool:
+        if life.is_new or not active.known_state.is_counted:
+            said = asyncio.get_running_loop().create_future()
+            said.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._admission.control(active, PRODUCER, FutureTicket(said))
         return True
 
     patch.setattr(Openings, "_is_said", _is_said)
