@@ -170,7 +170,7 @@ class Merge:
         """The first batch has waited for these logs for long enough."""
         if self._held_since_s is None:
             self._held_since_s = now_s
-        if self._hold_s is None or now_s - self._held_since_s < self._hold_s:
+        if self._hold_s is None or now_s < self._held_since_s + self._hold_s:
             return False
         if self._goals_left:
             return False

@@ -116,6 +116,21 @@ def test_a_log_that_says_nothing_is_passed_over() -> None:
     assert taken(merge, 12.2) == [], "it is heard of again"
 
 
+def test_it_goes_at_the_moment_that_it_names() -> None:
+    """Exactly then, however the sum is rounded: else who waits for it would ask again at once."""
+    for number in range(1000):
+        since_s = number / 7
+        merge = follower(("a", 0), ("b", 0))
+        for name in ("a", "b"):
+            merge.on_position(name, 0)
+        merge.on_records("a", batch(0, 100))
+        assert taken(merge, since_s) == []
+        merge.looks(since_s)
+        moment_s = merge.next_deadline_s()
+        assert moment_s is not None
+        assert taken(merge, moment_s) == [("a", 0)], since_s
+
+
 def test_history_waits_for_as_long_as_it_takes() -> None:
     """A log that is not read up to where it stood at the start is never passed over."""
     merge = follower(("a", 1), ("b", 9))
