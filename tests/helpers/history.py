@@ -17,6 +17,9 @@ tokens of fences: setting one is noted like an append, and its control record is
 
 A named producer's life is noted when it is asked for and when it was told where it goes on; records
 that it appends say so. Readers pass over control records, but the final log has them.
+
+A cursor's owner is noted when it asks for the cursor, when it was told that it has it, and with
+every move that it makes. What it was not told of may have been made, then or later.
 """
 
 from __future__ import annotations
@@ -55,6 +58,7 @@ class Append:
     appender: str  # records of one appender keep their order
     value: bytes
     invoked: int
+    key: bytes | None = None
     # When the appender took it: among those of one appender that have it, this is their order.
     admitted: int | None = None
     responded: int | None = None
@@ -91,6 +95,8 @@ class Read:
     invoked: int
     end: int | None = None  # exclusive; None: to the tail, or for ever
     follow: bool = False
+    key: bytes | None = None  # it is for this key's records only
+    covered: int = 0  # it was told that it stands here; for a key, for records say little of that
     responded: int | None = None  # it got to its end; None: it failed or was stopped
     stale: bool = False  # it was told that the tail was not known for certain
     records: list[Seen] = field(default_factory=list)
@@ -101,7 +107,7 @@ class Read:
     def position(self) -> int:
         """The offset that comes next."""
         last = self.records[-1].offset + 1 if self.records else self.start
-        return max(last, self.lost[-1][1]) if self.lost else last
+        return max(last, self.covered, self.lost[-1][1] if self.lost else 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -114,6 +120,39 @@ class Tail:
     tail: int | None = None
     known: bool = False  # the cheap, possibly stale one
     error: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Move:
+    """An owner sets its cursor's position."""
+
+    position: int
+    invoked: int
+    responded: int | None = None  # it was told that it is there for good
+
+
+@dataclass(slots=True, eq=False)
+class Owner:
+    """One owner of a cursor: from the moment that it asks for it."""
+
+    caller: str
+    cursor: str
+    invoked: int
+    # What it was told; None while it was told nothing.
+    responded: int | None = None
+    epoch: int | None = None  # counts the cursor's owners
+    position: int | None = None  # where the one before left it
+    moves: list[Move] = field(default_factory=list)  # in the order in which it made them
+    handled: set[int] = field(default_factory=set)  # offsets of records that it was handed
+    lost: int | None = None  # when it was told that another one has the cursor
+
+
+class CursorEnd(NamedTuple):
+    """A cursor as it is in the end."""
+
+    cursor: str
+    epoch: int
+    position: int
 
 
 class Place(NamedTuple):
@@ -138,6 +177,7 @@ class FinalRecord(NamedTuple):
     value: bytes
     timestamp_ms: int
     control: Control | None = None
+    key: bytes | None = None
 
     @property
     def known_as(self) -> bytes | None:
@@ -164,6 +204,8 @@ class History:
         self.reads: list[Read] = []
         self.tails: list[Tail] = []
         self.lives: list[Life] = []
+        self.owners: list[Owner] = []
+        self.cursors: list[CursorEnd] = []
         self._ticks = 0
         self._batches = 0
 
@@ -179,25 +221,29 @@ class History:
         appender: str,
         value: bytes,
         *,
+        key: bytes | None = None,
         match_offset: int | None = None,
         token: str | None = None,
     ) -> Append:
         """A client is about to append a record."""
-        made = Append(appender, value, self.tick(), match_offset=match_offset, token=token)
+        made = Append(appender, value, self.tick(), key, match_offset=match_offset, token=token)
         self.appends.append(made)
         return made
 
     def append_batch(
         self,
         appender: str,
-        values: Iterable[bytes],
+        records: Iterable[tuple[bytes, bytes | None]],
         *,
         match_offset: int | None = None,
         token: str | None = None,
     ) -> list[Append]:
-        """A client is about to append records as one batch; `match_offset` is of the first."""
+        """A client is about to append values, with their keys, as one batch.
+
+        `match_offset` is of the first.
+        """
         self._batches += 1
-        made = [self.append(appender, value, token=token) for value in values]
+        made = [self.append(appender, value, key=key, token=token) for value, key in records]
         for one in made:
             one.batch = self._batches
         made[0].match_offset = match_offset
@@ -250,19 +296,27 @@ class History:
         life.epoch, life.next_sequence = epoch, next_sequence
         life.responded = self.tick()
 
-    def append_in(self, life: Life, appender: str, value: bytes, sequence: int) -> Append:
+    def append_in(
+        self, life: Life, appender: str, value: bytes, sequence: int, *, key: bytes | None = None
+    ) -> Append:
         """A client is about to append a record of a named producer."""
-        made = self.append(appender, value)
+        made = self.append(appender, value, key=key)
         made.life, made.sequence = life, sequence
         return made
 
     # Reads.
 
     def read(
-        self, reader: str, start: int, *, end: int | None = None, follow: bool = False
+        self,
+        reader: str,
+        start: int,
+        *,
+        end: int | None = None,
+        follow: bool = False,
+        key: bytes | None = None,
     ) -> Read:
         """A client is about to read."""
-        made = Read(reader, start, self.tick(), end, follow)
+        made = Read(reader, start, self.tick(), end, follow, key)
         self.reads.append(made)
         return made
 
@@ -287,6 +341,33 @@ class History:
         tail.tail = offset
         tail.responded = self.tick()
 
+    # Cursors.
+
+    def owner(self, caller: str, cursor: str) -> Owner:
+        """A client is about to take a cursor over."""
+        made = Owner(caller, cursor, self.tick())
+        self.owners.append(made)
+        return made
+
+    def owns(self, owner: Owner, *, epoch: int, position: int) -> None:
+        """It was told that it has the cursor, and where that is."""
+        owner.epoch, owner.position = epoch, position
+        owner.responded = self.tick()
+
+    def move(self, owner: Owner, position: int) -> Move:
+        """The owner is about to set the position."""
+        made = Move(position, self.tick())
+        owner.moves.append(made)
+        return made
+
+    def moved(self, move: Move) -> None:
+        """It was told that the position is there for good."""
+        move.responded = self.tick()
+
+    def cursor_lost(self, owner: Owner) -> None:
+        """It was told that another one has the cursor."""
+        owner.lost = self.tick()
+
     def counts(self) -> dict[str, int]:
         """How much of everything there is, for a line to print."""
         found = {outcome.value: 0 for outcome in Outcome}
@@ -295,6 +376,8 @@ class History:
         found["reads"] = sum(read.responded is not None for read in self.reads)
         found["tails"] = sum(tail.responded is not None for tail in self.tails)
         found["lives"] = sum(life.responded is not None for life in self.lives)
+        moves = [move for owner in self.owners for move in owner.moves]
+        found["moves"] = sum(move.responded is not None for move in moves)
         return found
 
 

@@ -13,10 +13,13 @@
 | `dense` | offsets are 0, 1, 2, … up to the tail, but for ranges whose loss was accepted |
 | `time` | timestamps never run backwards |
 | `changed` | what a reader got at an offset, time included, is what is there in the end |
-| `gap` | a reader gets every offset from its start on, once, in order, but for accepted losses |
+| `gap` | a reader gets every offset from its start on, once, in order, but for accepted losses; |
+|   | with a key, every one of that key |
+| `key` | a record has the key that it was appended with |
 | `short` | a read that ended got all up to its given end, unless told that the tail is uncertain |
 | `real-time` | appends, reads and tails are linearizable, see below |
 | `match` `fence` `producer` `state` | conditions, tokens and named producers: `history_state.py` |
+| `cursor` | a cursor has one owner at a time: `history_cursor.py` |
 
 A fence is an append whose record readers do not get. Every offset is a record's, or a control
 record's, which readers pass over; all of these are in the final log.
@@ -54,6 +57,7 @@ from itertools import pairwise
 from typing import Final as Constant
 
 from helpers.history import Append, Final, History, Outcome, Read
+from helpers.history_cursor import check_cursors
 from helpers.history_log import Bound, LogView, Violation, named
 from helpers.history_state import (
     bounds_of_state,
@@ -96,7 +100,7 @@ def _check_log(history: History, log: LogView) -> Iterator[Violation]:
         if after.timestamp_ms < before.timestamp_ms:
             message = f"{before.offset} at {before.timestamp_ms}, {after.offset} earlier"
             yield Violation("time", f"{message}, at {after.timestamp_ms}")
-    known = {append.value for append in history.appends}
+    keys = {append.value: append.key for append in history.appends}
     first_at: dict[bytes, int] = {}
     for it in final.records:
         value = it.known_as
@@ -105,8 +109,11 @@ def _check_log(history: History, log: LogView) -> Iterator[Violation]:
         if value in first_at:
             yield Violation("twice", f"{value!r} is at {first_at[value]} and {it.offset}")
         first_at.setdefault(value, it.offset)
-        if value not in known:
+        if value not in keys:
             yield Violation("invented", f"{value!r} at {it.offset} was appended by nobody")
+        elif it.control is None and it.key != keys[value]:
+            message = f"{value!r} at {it.offset} has key {it.key!r}"
+            yield Violation("key", f"{message}; it was appended with {keys[value]!r}")
 
 
 def _check_appends(history: History, log: LogView) -> Iterator[Violation]:
@@ -163,7 +170,7 @@ def _check_order(history: History, log: LogView) -> Iterator[Violation]:
 def _check_reads(history: History, log: LogView) -> Iterator[Violation]:
     """Each read by itself, and against the final log."""
     for read in history.reads:
-        who = f"{read.reader} (from {read.start})"
+        who = f"{read.reader} (from {read.start}{f' for {read.key!r}' if read.key else ''})"
         yield from _check_continuity(read, who, log)
         for seen in read.records:
             there = log.by_offset.get(seen.offset)
@@ -174,20 +181,22 @@ def _check_reads(history: History, log: LogView) -> Iterator[Violation]:
                 message = f"{who} got {seen.value!r}, {seen.timestamp_ms}, at {seen.offset}"
                 yield Violation("changed", f"{message}; it {now}")
         ended = read.responded is not None and not read.stale and read.end is not None
-        if ended and log.past_controls(read.position) < (read.end or 0):
+        if ended and log.next_record(read.position, read.key) < (read.end or 0):
             yield Violation("short", f"{who} ended at {read.position} of {read.end}")
 
 
 def _check_continuity(read: Read, who: str, log: LogView) -> Iterator[Violation]:
     gaps = dict(read.lost)
-    position = log.past_controls(read.start)
+    position = log.next_record(read.start, read.key)
     for seen in read.records:
         while position != seen.offset and position in gaps:
-            position = log.past_controls(gaps[position])
+            position = log.next_record(gaps[position], read.key)
         if seen.offset != position:
             yield Violation("gap", f"{who} got {seen.offset} where {position} comes next")
             return
-        position = log.past_controls(seen.offset + 1)
+        position = log.next_record(seen.offset + 1, read.key)
+    if position < read.covered and not log.is_lost(position):
+        yield Violation("gap", f"{who} was told that it stands at {read.covered}: {position} not")
     for first, end in read.lost:
         wrong = [offset for offset in range(first, end) if not log.is_lost(offset)]
         if wrong:
@@ -237,13 +246,13 @@ def _bounds(history: History, log: LogView) -> tuple[list[Bound], list[Bound]]:
         least.extend(Bound(seen.tick, seen.offset + 1, what) for seen in read.records)
         if read.responded is not None and not (read.follow or read.stale or read.end is not None):
             least.append(Bound(read.responded, read.position, f"end of {what}"))
-            most.append(Bound(read.invoked, log.past_controls(read.position), what))
+            most.append(Bound(read.invoked, log.next_record(read.position, read.key), what))
     return least, most
 
 
 _CHECKS: Constant = (
     *(_check_log, _check_appends, _check_order, _check_reads),
-    *(check_conditions, check_producers, check_state, _check_real_time),
+    *(check_conditions, check_producers, check_state, check_cursors, _check_real_time),
 )
 
 

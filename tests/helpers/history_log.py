@@ -60,9 +60,14 @@ class LogView:
             for first, end in self.final.lost
         )
 
-    def past_controls(self, position: int) -> int:
-        """Where the next record is, from this offset on."""
-        while (there := self.by_offset.get(position)) is not None and there.control is not None:
+    def next_record(self, position: int, key: bytes | None = None) -> int:
+        """Where the next record is, or the next with a key, from this offset on.
+
+        If there is none, the offset of the next loss, or the tail.
+        """
+        while (there := self.by_offset.get(position)) is not None:
+            if there.control is None and key in (None, there.key):
+                break
             position += 1
         return position
 

@@ -26,9 +26,8 @@ async def read_records(log: Log, tail: int) -> list[FinalRecord]:
                 is_control = placement.kind == KIND_CONTROL
                 for record in decode_checked(placed, placement):
                     control = control_of(record) if is_control else None
-                    found.append(
-                        FinalRecord(record.offset, record.value, record.timestamp_ms, control)
-                    )
+                    offset, value, timestamp_ms = record.offset, record.value, record.timestamp_ms
+                    found.append(FinalRecord(offset, value, timestamp_ms, control, record.key))
     return found
 
 

@@ -225,12 +225,12 @@ def _appender_out_of_order(history: History, final: Final) -> Final:
 
 
 def _batch_torn(history: History, final: Final) -> Final:
-    history.append_batch("p", [b"b1", b"b2"])
+    history.append_batch("p", [(b"b1", None), (b"b2", None)])
     return _final([b"x", b"y", b"z", b"b1"])
 
 
 def _batch_mixed(history: History, final: Final) -> Final:
-    history.append_batch("p", [b"b1", b"b2"])
+    history.append_batch("p", [(b"b1", None), (b"b2", None)])
     history.append("q", b"between")
     return _final([b"x", b"y", b"z", b"b1", b"between", b"b2"])
 

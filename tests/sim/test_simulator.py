@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from helpers.sim import (
     Deadlock,
+    Livelock,
     NetworkConfig,
     SimDisk,
     SimNetwork,
@@ -61,14 +62,16 @@ def test_a_deadlock_is_found_and_names_who_waits() -> None:
 
 
 def test_a_live_lock_is_found() -> None:
-    """What retries for ever runs into the limit of virtual time."""
+    """What retries for ever runs into the limit of virtual time, or of turns at one moment."""
 
-    async def main() -> None:
+    async def retries_for_ever(delay_s: float) -> None:
         while True:  # noqa: ASYNC110  what is tested
-            await asyncio.sleep(1)
+            await asyncio.sleep(delay_s)
 
     with pytest.raises(VirtualTimeExceeded):
-        run_virtual(main, limit_s=100)
+        run_virtual(lambda: retries_for_ever(1), limit_s=100)
+    with pytest.raises(Livelock, match="time stands still at 0"):
+        run_virtual(lambda: retries_for_ever(0), limit_s=100)
 
 
 def test_threads_are_refused() -> None:

@@ -4,7 +4,7 @@ A seed decides everything: the same seed twice gives the same trace. See `docs/s
 """
 
 from helpers.sim.log_store import SimDisk, SimLogStore
-from helpers.sim.loop import Deadlock, Host, SimLoop, VirtualTimeExceeded, run_virtual
+from helpers.sim.loop import Deadlock, Host, Livelock, SimLoop, VirtualTimeExceeded, run_virtual
 from helpers.sim.metadata_store import SimMetadata, SimMetadataStore
 from helpers.sim.network import NetworkConfig, SimNetwork
 from helpers.sim.transport import SimServer, SimTransport
@@ -13,6 +13,7 @@ from helpers.sim.world import SimClock, Trace, World
 __all__ = [
     "Deadlock",
     "Host",
+    "Livelock",
     "NetworkConfig",
     "SimClock",
     "SimDisk",

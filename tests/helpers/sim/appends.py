@@ -16,6 +16,7 @@ from helpers.sim.workload import SimClient, Workload
 
 from sharedlog.appender import Appender
 from sharedlog.batch import BatchBuilder
+from sharedlog.codec import COMPRESSIONS
 from sharedlog.errors import SharedLogError
 from sharedlog.pending import PendingAppend
 
@@ -67,7 +68,9 @@ class PipelinedClient:
     async def _append_nameless(self) -> None:
         work, draw = self._work, self._client.draw
         token = work.token if draw.random() < 0.3 else None
-        appender = self._client.log.appender(timeout_s=self._timeout_s, fencing_token=token)
+        appender = self._client.log.appender(
+            timeout_s=self._timeout_s, fencing_token=token, compression=draw.choice(COMPRESSIONS)
+        )
         run = _Run(appender, f"{self._client.name}.a{self._appenders}", token)
         while not (work.stopping or run.is_fenced) and draw.random() > DROP_PROBABILITY:
             what = draw.random()
@@ -76,7 +79,8 @@ class PipelinedClient:
             elif what < 0.2:
                 await self._append_chain(run)
             for _ in range(draw.choice((1, 1, 1, 2, 6))):
-                append = work.history.append(run.name, work.value(self._client), token=token)
+                value, key = work.record(self._client)
+                append = work.history.append(run.name, value, key=key, token=token)
                 await self._append_record(run, append)
                 if draw.random() < 0.5:
                     await asyncio.sleep(draw.uniform(0, 0.03))  # a batch of its own
@@ -98,25 +102,25 @@ class PipelinedClient:
     async def _append_batch(self, run: _Run, match_offset: int | None) -> int:
         """Returns how many records it has."""
         work, client = self._work, self._client
-        values = [work.value(client) for _ in range(client.draw.randint(2, 5))]
+        records = [work.record(client) for _ in range(client.draw.randint(2, 5))]
         appends = work.history.append_batch(
-            run.name, values, match_offset=match_offset, token=run.token
+            run.name, records, match_offset=match_offset, token=run.token
         )
         builder = BatchBuilder()
-        for value in values:
-            builder.append(value)
+        for value, key in records:
+            builder.append(value, key)
         try:
             batch = await run.appender.append_batch(builder, match_offset=match_offset)
         except SharedLogError as error:
             work.failed(appends, error)
-            return len(values)
+            return len(records)
 
         async def answer() -> int:
             await batch.wait()
             return batch.first_offset()
 
         self._await_answer(run, appends, answer())
-        return len(values)
+        return len(records)
 
     # With a name.
 
@@ -127,7 +131,9 @@ class PipelinedClient:
         """
         client, draw = self._client, self._client.draw
         producer = SHARED_NAME if draw.random() < 0.4 else f"producer of {client.name}"
-        appender = client.log.appender(producer=producer, timeout_s=self._timeout_s)
+        appender = client.log.appender(
+            producer=producer, timeout_s=self._timeout_s, compression=draw.choice(COMPRESSIONS)
+        )
         life = self._work.history.life(producer)
         try:
             await appender.open()
@@ -159,8 +165,8 @@ class PipelinedClient:
             if run.failed:
                 return
             assert run.life is not None
-            value = work.value(client, f"{run.life.producer} {run.sequence}")
-            append = work.history.append_in(run.life, run.name, value, run.sequence)
+            value, key = work.record(client, f"{run.life.producer} {run.sequence}")
+            append = work.history.append_in(run.life, run.name, value, run.sequence, key=key)
             run.sequence += 1
             await self._append_record(run, append)
             if client.draw.random() < 0.5:
@@ -171,7 +177,7 @@ class PipelinedClient:
 
     async def _append_record(self, run: _Run, append: Append) -> None:
         try:
-            promised = await run.appender.append(append.value)
+            promised = await run.appender.append(append.value, append.key)
         except SharedLogError as error:
             self._work.failed([append], error)
             run.ended(append)
@@ -257,14 +263,17 @@ class SingleClient:
     async def _append(self, *, match_offset: int | None = None, token: str | None = None) -> Append:
         work, client = self._work, self._client
         self._appends += 1
+        value, key = work.record(client)
         append = work.history.append(
             f"{client.name}.{self._appends}",
-            work.value(client),
+            value,
+            key=key,
             match_offset=match_offset,
             token=token,
         )
         answer = client.log.append(
             append.value,
+            append.key,
             match_offset=match_offset,
             fencing_token=token,
             timeout_s=self._timeout_s,

@@ -1,7 +1,8 @@
 """An event loop under virtual time: it never waits, and it is deterministic.
 
 When nothing is ready the clock jumps to the next timer; when there is no timer either, every task
-waits for another and the loop says which (`Deadlock`). Code under it may use all of asyncio but
+waits for another and the loop says which (`Deadlock`); when something is ready for ever, what is
+(`Livelock`). Code under it may use all of asyncio but
 sockets, threads and child processes.
 
 **Hosts.** A simulated process is a `Host`: what runs within `host.run(...)`, and every task, timer
@@ -30,11 +31,18 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 T = TypeVar("T")
 P = ParamSpec("P")
 
+TURNS_MAX = 100_000
+"""Of the loop, at one moment; a busy one takes some hundred."""
+
 _HOST: contextvars.ContextVar[Host | None] = contextvars.ContextVar("host", default=None)
 
 
 class Deadlock(RuntimeError):
     """Every task is blocked and no timer is armed."""
+
+
+class Livelock(RuntimeError):
+    """Something runs again and again at one moment of the simulated time, for ever."""
 
 
 class VirtualTimeExceeded(RuntimeError):
@@ -120,6 +128,7 @@ class SimLoop(asyncio.SelectorEventLoop):
         self._serials = itertools.count(1)
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []  # a heap
         self._paused = 0  # hosts
+        self._turns = 0  # at the present moment
         self.errors: list[dict[str, Any]] = []  # of callbacks: nobody else hears of them
         super().__init__(selectors.SelectSelector())
         self.set_task_factory(self._make_task)  # type: ignore[arg-type]  # the stub wants a Future
@@ -171,6 +180,10 @@ class SimLoop(asyncio.SelectorEventLoop):
         ready = self._ready
         if not ready and not self._stopping:
             self._advance()
+        self._turns += 1
+        if self._turns > TURNS_MAX:
+            self._turns = 0
+            raise Livelock(f"time stands still at {self._now} s{self._describe_tasks()}")
         for _ in range(len(ready)):
             handle = ready.popleft()
             if handle._cancelled:
@@ -190,7 +203,8 @@ class SimLoop(asyncio.SelectorEventLoop):
             heappop(timers)
         if not timers:
             raise Deadlock(f"every task is blocked and no timer is armed{self._describe_tasks()}")
-        self._now = max(self._now, timers[0][0])
+        if timers[0][0] > self._now:
+            self._now, self._turns = timers[0][0], 0
         if self._now > self._limit_s:
             limit_s, self._limit_s = self._limit_s, float("inf")  # what is cancelled now may end
             raise VirtualTimeExceeded(

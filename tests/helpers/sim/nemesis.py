@@ -6,9 +6,9 @@ its own mix, for a fault that is rare in a mix of all is never met by another ra
 
 **The budget of losses** keeps a run within what is promised (DESIGN.md §1: an acknowledged record
 survives any write_quorum - 1 lost disks). A lost disk, or one with a damaged batch, counts from the
-moment of the loss until nothing that the chain names is missing or damaged any more and
-`Profile.cool_down_s` have passed; the next loss is allowed only if each segment bears it, whoever
-its members are.
+moment of the loss until nothing that the chains name is missing or damaged any more and
+`Profile.cool_down_s` have passed; the next loss is allowed only if each segment of each log bears
+it, whoever its members are.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ class Profile:
 class Budget:
     """How many disks may be lost, now. See the module's docstring."""
 
-    def __init__(self, cluster: SimCluster, log: str, cool_down_s: float) -> None:
+    def __init__(self, cluster: SimCluster, logs: Sequence[str], cool_down_s: float) -> None:
         self._cluster = cluster
-        self._log = log
+        self._logs = logs
         self._cool_down_s = cool_down_s
         self._lost_at_s: dict[str, float] = {}  # node → when it last lost something
-        self.harmed: set[int] = set()  # segments whose members ever lost something
+        self.harmed: set[tuple[str, int]] = set()  # segments whose members ever lost something
 
-    def record(self) -> LogRecord:
-        """The chain as it is."""
-        return decode_log(self._cluster.metadata.entries[log_key(self._log)])
+    def record(self, log: str = "") -> LogRecord:
+        """The chain of a log, by default the first one, as it is."""
+        return decode_log(self._cluster.metadata.entries[log_key(log or self._logs[0])])
 
     def takes(self, victim: SimNode) -> bool:
         """One more loss, on this node, is within what is promised; if so, it counts from now on."""
         now_s = asyncio.get_running_loop().time()
-        record = self.record()
+        segments = [(log, segment) for log in self._logs for segment in self.record(log).chain]
         node_id = str(victim.node_id)
         fresh = {it for it, at_s in self._lost_at_s.items() if now_s - at_s < self._cool_down_s}
-        for segment in record.chain:
+        for _, segment in segments:
             missing = {
                 str(replica.node_id)
                 for replica in segment.nodeset
@@ -74,8 +74,8 @@ class Budget:
                 return False
         self._lost_at_s[node_id] = now_s
         self.harmed.update(
-            segment.index
-            for segment in record.chain
+            (log, segment.index)
+            for log, segment in segments
             for replica in segment.nodeset
             if replica.storage_id == victim.disk.storage_id
         )

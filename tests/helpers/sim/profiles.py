@@ -29,6 +29,10 @@ PROFILES: Final[dict[str, Mix]] = {
     "moves": Mix(
         Profile(weights={"reconfigure": 2.0, "reconfigure_at_once": 1.0}, mean_pause_s=1.0)
     ),
+    # The network carries out many calls twice, the second time when the caller has gone on.
+    "late repeats": Mix(
+        Profile(weights={"pause_client": 1.0}, repeat_probability=0.8, mean_pause_s=3.0), Shape()
+    ),
     # Sequencers that are replaced while they are still at work.
     "stale sequencers": Mix(
         Profile(

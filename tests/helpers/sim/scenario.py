@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from unittest.mock import patch
 
+from helpers.history import CursorEnd, FinalRecord, History, Read
 from helpers.history import Final as FinalLog
-from helpers.history import FinalRecord, History
 from helpers.history_check import check_history
 from helpers.history_disks import (
     Journal,
@@ -33,10 +33,11 @@ from helpers.sim import ambushes  # noqa: F401  its faults make themselves known
 from helpers.sim.appends import PipelinedClient, SingleClient
 from helpers.sim.cluster import ClusterConfig, SimCluster, open_cluster
 from helpers.sim.log_store import SimDisk
-from helpers.sim.loop import Deadlock, VirtualTimeExceeded, run_virtual
+from helpers.sim.loop import Deadlock, Livelock, VirtualTimeExceeded, run_virtual
 from helpers.sim.nemesis import Budget, Nemesis, Profile, swarm
 from helpers.sim.network import NetworkConfig
-from helpers.sim.workload import SimClient, Workload, open_client, patiently
+from helpers.sim.readers import CursorOwner, MergedReader
+from helpers.sim.workload import KEYS, SimClient, Workload, open_client, patiently
 from helpers.sim.world import Trace, World
 
 from metadata.encoding import decode_log, log_key
@@ -47,6 +48,8 @@ from sharedlog.ids import LogletId, Offset
 from sharedlog.log import Log
 
 LOG: Final = "orders"
+SECOND_LOG: Final = "ledger"
+"""Which three seeds of ten have."""
 DURATION_S: Final = 60.0
 REST_S: Final = 150.0
 """Longest time after the faults until everything is well again."""
@@ -59,7 +62,7 @@ MOMENTS: Final = 10
 
 REPEATED_CALLS: Final = (
     *("Seal", "Repair", "TellEnds", "RaiseCommittedTail"),
-    *("Reconfigure", "PrepareMove", "ReportSuspect", "Ping"),
+    *("Reconfigure", "PrepareMove", "ReportSuspect", "Ping", "OpenCursor", "CommitCursor"),
 )
 """Calls of which the network may deliver a second copy, late."""
 
@@ -106,11 +109,17 @@ class Result:
     seed: int
     violations: list[Violation]
     trace: Trace
-    history: History
+    history: History  # of the first log
+    second: History | None = None
     tail: int = 0
     segments: int = 0
     simulated_s: float = 0.0
     faults: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def histories(self) -> list[History]:
+        """Of all logs."""
+        return [self.history] if self.second is None else [self.history, self.second]
 
     def line(self) -> str:
         """One line about it."""
@@ -141,7 +150,7 @@ def run(seed: int, plan: Plan | None = None, *, keep_lines: bool = False) -> Res
     try:
         with patch.object(state, "BATCHES_MAX", CHECKPOINT_BATCHES):
             run_virtual(scenario.run, limit_s=limit_s)
-    except (Deadlock, VirtualTimeExceeded) as error:
+    except (Deadlock, Livelock, VirtualTimeExceeded) as error:
         result.violations.append(Violation("stuck", str(error)))
     except Exception as error:  # noqa: BLE001  whatever it is, this seed found it
         result.violations.append(Violation("crash", _innermost(error)))
@@ -164,6 +173,17 @@ def _innermost(error: BaseException, known: frozenset[int] = frozenset()) -> str
     return f"{type(error).__name__}: {error} at {where}{cause}"
 
 
+@dataclass(slots=True, eq=False)
+class _Watched:
+    """A log, what clients do to it, and what the disks store of it."""
+
+    name: str
+    history: History
+    log_id: int
+    journal: Journal = field(default_factory=Journal)
+    end: int = 0  # behind the last append, which is to be read by all followers
+
+
 class _Scenario:
     def __init__(self, world: World, plan: Plan, result: Result) -> None:
         self.world = world
@@ -171,9 +191,7 @@ class _Scenario:
         self.profile = plan.profile or swarm(world)
         self.duration_s = plan.duration_s
         self.result = result
-        self.history = result.history
-        self.journal = Journal()
-        self.log_id = 0
+        self.logs: list[_Watched] = []
 
     async def run(self) -> None:
         async with open_cluster(
@@ -181,8 +199,10 @@ class _Scenario:
         ) as cluster:
             operator = open_client(self.world, cluster, "operator", LOG)
             async with operator as admin:
-                log = await self._create(admin)
-                self.log_id = (await log.describe()).log_id
+                await self._create(admin, LOG, self.result.history)
+                if self.world.random("logs").random() < 0.3:
+                    second = self.result.second = History()
+                    await self._create(admin, SECOND_LOG, second)
                 await self._work(cluster, admin)
         self.result.simulated_s = asyncio.get_running_loop().time()
 
@@ -202,20 +222,21 @@ class _Scenario:
         )
 
     def _on_stored(self, disk: SimDisk, loglet: LogletId, first: Offset, end: Offset) -> None:
-        tick = self.history.tick()
-        self.journal.note(disk.storage_id, loglet.segment_index, first, end, tick)
+        (log,) = (it for it in self.logs if it.log_id == loglet.log_id)
+        tick = log.history.tick()
+        log.journal.note(disk.storage_id, loglet.segment_index, first, end, tick)
 
-    async def _create(self, admin: SimClient) -> Log:
+    async def _create(self, admin: SimClient, name: str, history: History) -> None:
         shape = self.shape
         log = await admin.cluster.create_log(
-            LOG, replicas=shape.replicas, write_quorum=shape.write_quorum
+            name, replicas=shape.replicas, write_quorum=shape.write_quorum
         )
+        self.logs.append(_Watched(name, history, (await log.describe()).log_id))
         if shape.spread:
-            await admin.cluster.admin.reconfigure(LOG, spread=shape.spread)
-        return log
+            await admin.cluster.admin.reconfigure(name, spread=shape.spread)
 
     async def _work(self, cluster: SimCluster, admin: SimClient) -> None:
-        budget = Budget(cluster, LOG, self.profile.cool_down_s)
+        budget = Budget(cluster, [log.name for log in self.logs], self.profile.cool_down_s)
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
             clients = [
                 await stack.enter_async_context(
@@ -223,9 +244,9 @@ class _Scenario:
                         self.world, cluster, f"c{n}", LOG, routing="plain" if n == 3 else "smart"
                     )
                 )
-                for n in range(4)
+                for n in range(5)
             ]
-            work = Workload(self.world, self.history, tasks)
+            works = [Workload(self.world, log.history, tasks) for log in self.logs]
             nemesis = Nemesis(
                 world=self.world,
                 cluster=cluster,
@@ -236,7 +257,7 @@ class _Scenario:
                 clients=clients,
                 budget=budget,
             )
-            working = self._start(work, clients)
+            working = self._start(works, clients)
             breaking = tasks.create_task(nemesis.run(), name="nemesis")
             await asyncio.sleep(self.duration_s)
             breaking.cancel()
@@ -244,38 +265,65 @@ class _Scenario:
             self.result.faults = nemesis.counts
             self.world.trace.add("heal")
             await nemesis.heal()
-            work.stopping = True
-            await self._come_to_rest(cluster, budget, work, working)
-            await self._judge(cluster, budget, admin)
-            for following in work.following:
-                following.cancel()
+            for work in works:
+                work.stopping = True
+            await self._come_to_rest(cluster, budget, works, working)
+            for log, work in zip(self.logs, works, strict=True):
+                await self._judge(cluster, budget, log)
+                self.result.violations += work.violations
+                for following in work.following:
+                    following.cancel()
 
-    def _start(self, work: Workload, clients: list[SimClient]) -> list[asyncio.Task[None]]:
+    def _start(
+        self, works: Sequence[Workload], clients: list[SimClient]
+    ) -> list[asyncio.Task[None]]:
         """The workload; returns the tasks that end by themselves."""
         draw = self.world.random("workload")
+        work, *others = works
         ending: list[asyncio.Task[None]] = []
         for client in clients[:2]:
             timeout_s = draw.choice((3.0, 8.0, 20.0))
-            pipelined = PipelinedClient(work, client, pause_s=0.7, timeout_s=timeout_s)
+            pipelined = PipelinedClient(work, client, pause_s=0.8, timeout_s=timeout_s)
             ending.append(work.start(client, pipelined.run(), "appends"))
-        for client in clients[2:]:
+        for client in clients[2:4]:
             timeout_s = draw.choice((2.0, 10.0))
-            single = SingleClient(work, client, pause_s=0.7, timeout_s=timeout_s)
+            single = SingleClient(work, client, pause_s=0.8, timeout_s=timeout_s)
             ending.append(work.start(client, single.run(), "appends"))
             run = work.read_now_and_then(client, pause_s=5.0)
             ending.append(work.start(client, run, "reads"))
-        for client in clients[1:]:
-            run = work.ask_for_tails(client, pause_s=1.0)
+        for client in clients[1:4]:
+            run = work.ask_for_tails(client, pause_s=1.3)
             ending.append(work.start(client, run, "tails"))
-        for client in (clients[0], clients[3]):
-            work.following.append(work.start(client, work.follow(client), "follows"))
+        for client, key in ((clients[0], None), (clients[3], None), (clients[1], KEYS[0])):
+            run = work.follow(client, key=key)
+            work.following.append(work.start(client, run, "follows"))
+        for client in (clients[0], clients[4]):
+            owner = CursorOwner(work, client, pause_s=2.5)
+            ending.append(work.start(client, owner.run(), "owns the cursor"))
+        for other in others:
+            ending += self._start_second(work, other, clients[2], clients[4])
+        return ending
+
+    def _start_second(
+        self, work: Workload, other: Workload, *clients: SimClient
+    ) -> list[asyncio.Task[None]]:
+        """What happens to a second log, and to both."""
+        ending = []
+        for client in clients:
+            writer = client.at(SECOND_LOG, self.world)
+            single = SingleClient(other, writer, pause_s=2.5, timeout_s=5.0)
+            ending.append(other.start(writer, single.run(), "appends to the second"))
+        merged = MergedReader({LOG: work, SECOND_LOG: other}, clients[-1])
+        run = merged.read_now_and_then(pause_s=10.0)
+        ending.append(work.start(clients[-1], run, "merges"))
+        work.following.append(work.start(clients[-1], merged.follow(), "merges for ever"))
         return ending
 
     async def _come_to_rest(
         self,
         cluster: SimCluster,
         budget: Budget,
-        work: Workload,
+        works: Sequence[Workload],
         working: list[asyncio.Task[None]],
     ) -> None:
         """Wait for answers, followers and copies, at most `REST_S`."""
@@ -284,61 +332,82 @@ class _Scenario:
         _, unanswered = await asyncio.wait(working, timeout=REST_S)
         for task in unanswered:
             self._violation("stuck", f"{task.get_name()} has not ended {REST_S:g} s after the heal")
-        async with open_client(self.world, cluster, "probe", LOG) as probe:
-            append = self.history.append("probe", b"the last one")
+        for log in self.logs:
+            if not await self._append_last(cluster, log):
+                return
+        logs = list(zip(self.logs, works, strict=True))
+        while loop.time() < until_s:
+            if not self._behind(logs) and not self._lacking(cluster, budget):
+                return
+            await asyncio.sleep(1.0)
+        for read in self._behind(logs):
+            message = f"{read.reader} follows up to {read.position} only; {read.error}"
+            self._violation("stuck", message)
+        for violation in self._lacking(cluster, budget):
+            self._violation("stuck", f"not repaired in time: {violation.message}")
+
+    async def _append_last(self, cluster: SimCluster, log: _Watched) -> bool:
+        """The last record of a log; returns whether it takes it."""
+        async with open_client(self.world, cluster, f"probe of {log.name}", log.name) as probe:
+            append = log.history.append("probe", b"the last one")
             try:
                 offset = await patiently(
                     lambda: probe.log.append(append.value, timeout_s=30), within_s=0
                 )
-                self.history.acked(append, offset)
             except SharedLogError as error:
-                self._violation("stuck", f"the log takes no append after the heal: {error}")
-                return
-        while loop.time() < until_s:
-            behind = [read for read in work.followers if read.position <= offset]
-            if not behind and not self._lacking(cluster, budget):
-                return
-            await asyncio.sleep(1.0)
-        for read in work.followers:
-            if read.position <= offset:
-                message = f"{read.reader} follows up to {read.position} only; {read.error}"
-                self._violation("stuck", message)
-        for violation in self._lacking(cluster, budget):
-            self._violation("stuck", f"not repaired in time: {violation.message}")
+                self._violation("stuck", f"{log.name} takes no append after the heal: {error}")
+                return False
+            log.history.acked(append, offset)
+            log.end = offset + 1
+            return True
+
+    def _behind(self, logs: Sequence[tuple[_Watched, Workload]]) -> list[Read]:
+        """Followers that are not at the end of their log."""
+        return [read for log, work in logs for read in work.followers if read.position < log.end]
 
     def _lacking(self, cluster: SimCluster, budget: Budget) -> list[Violation]:
-        """What is not yet as it should be on the disks, told without reading the log."""
-        segments = segments_of(cluster, budget)
-        closed = FinalLog(segments[-1].base, [])
-        return [it for it in check_disks(segments, closed) if it.kind == "copies"]
+        """What is not yet as it should be on the disks, told without reading the logs."""
+        found = []
+        for log in self.logs:
+            segments = segments_of(cluster, budget, log.name)
+            closed = FinalLog(segments[-1].base, [])
+            found += [it for it in check_disks(segments, closed) if it.kind == "copies"]
+        return found
 
-    async def _judge(self, cluster: SimCluster, budget: Budget, admin: SimClient) -> None:
-        async with open_client(self.world, cluster, "judge", LOG) as judge:
+    async def _judge(self, cluster: SimCluster, budget: Budget, log: _Watched) -> None:
+        async with open_client(self.world, cluster, f"judge of {log.name}", log.name) as judge:
             try:
                 tail = await patiently(judge.log.tail, within_s=30)
                 records = await read_records(judge.log, tail)
                 await self._look_for_moments(judge.log, records)
+                log.history.cursors += [
+                    CursorEnd(it.name, it.epoch, it.position)
+                    for it in await judge.log.cursors.list()
+                ]
             except SharedLogError as error:
-                self._violation("unreadable", f"{type(error).__name__}: {error}")
+                self._violation("unreadable", f"{log.name}: {type(error).__name__}: {error}")
                 return
         lost = [
-            (lost.first, lost.end) for segment in budget.record().chain for lost in segment.lost
+            (lost.first, lost.end)
+            for segment in budget.record(log.name).chain
+            for lost in segment.lost
         ]
         final = FinalLog(tail, records, lost)
-        segments = segments_of(cluster, budget, with_disks=True)
-        found = check_history(self.history, final)
+        segments = segments_of(cluster, budget, log.name, with_disks=True)
+        found = check_history(log.history, final)
         found += check_disks(segments, final)
         if not found:
-            found += check_durable(self.history, segments, self.journal)
+            found += check_durable(log.history, segments, log.journal)
         self.result.violations += found
-        self.result.tail = tail
-        self.result.segments = len(segments)
-        self.world.trace.add(f"judged: tail {tail}, {len(found)} violations")
+        if log.name == LOG:
+            self.result.tail = tail
+            self.result.segments = len(segments)
+        self.world.trace.add(f"judged {log.name}: tail {tail}, {len(found)} violations")
 
     async def _look_for_moments(self, log: Log, records: Sequence[FinalRecord]) -> None:
         """Whatever holes and damage the faults have left, a moment lies where the records say."""
         times = sorted({record.timestamp_ms for record in records})
-        draw = self.world.random("moments")
+        draw = self.world.random(f"moments of {log.name}")
         for time_ms in draw.sample(times, min(MOMENTS, len(times))):
             moment_ms = time_ms + draw.choice((0, 1))
             offset = await log.find_offset(moment_ms)
@@ -359,11 +428,11 @@ def node_settings() -> dict[str, Any]:
 
 
 def segments_of(
-    cluster: SimCluster, budget: Budget, *, with_disks: bool = False
+    cluster: SimCluster, budget: Budget, log: str, *, with_disks: bool = False
 ) -> list[SegmentCopies]:
-    """The chain, and what lies on the disks that it names."""
-    record = budget.record()
-    named = _disks_named(cluster) if with_disks else defaultdict(set)
+    """A log's chain, and what lies on the disks that it names."""
+    record = budget.record(log)
+    named = _disks_named(cluster, log) if with_disks else defaultdict(set)
     found = []
     for segment in record.chain:
         loglet = record.loglet(segment)
@@ -388,18 +457,18 @@ def segments_of(
                 segment.write_quorum,
                 replicas,
                 segment.spread,
-                harmed=segment.index in budget.harmed,
+                harmed=(log, segment.index) in budget.harmed,
                 disks=named[segment.index],
             )
         )
     return found
 
 
-def _disks_named(cluster: SimCluster) -> dict[int, set[str]]:
+def _disks_named(cluster: SimCluster, log: str) -> dict[int, set[str]]:
     """Every disk that the chain ever named, by segment."""
     named: dict[int, set[str]] = defaultdict(set)
     for change in cluster.metadata.history:
-        if isinstance(change, Changed) and change.entry.key == log_key(LOG):
+        if isinstance(change, Changed) and change.entry.key == log_key(log):
             for segment in decode_log(change.entry).chain:
                 named[segment.index].update(it.storage_id for it in segment.nodeset)
     return named

@@ -10,9 +10,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from random import Random
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from helpers.history import Append, History, Read
+from helpers.history_log import Violation
 from helpers.sim.cluster import SimCluster
 from helpers.sim.loop import Host
 from helpers.sim.world import SimClock, World
@@ -27,11 +28,14 @@ from sharedlog.errors import (
     SharedLogError,
 )
 from sharedlog.log import Log
+from sharedlog.read_window import ReadProgress
 
 T = TypeVar("T")
 
-VALUE_PAD = 40
-"""Bytes that each value has beyond its name."""
+VALUE_PAD: Final = 40
+"""Bytes that each value has, its name included."""
+KEYS: Final = (b"red", b"green", b"blue", None)
+"""Of records, in turn."""
 
 
 class SimClient:
@@ -43,6 +47,11 @@ class SimClient:
         self.cluster = cluster
         self.log = log
         self.draw = draw
+
+    def at(self, log: str, world: World) -> SimClient:
+        """The same process, which uses another log."""
+        draw = world.random(f"{self.name} at {log}")
+        return SimClient(self.name, self.host, self.cluster, self.cluster.log(log), draw)
 
 
 @asynccontextmanager
@@ -77,8 +86,9 @@ class Workload:
         self.trace = world.trace.add
         self._tasks = tasks
         self._values = 0
-        self.followers: list[Read] = []
+        self.followers: list[Read] = []  # that are to get to the end
         self.following: list[asyncio.Task[None]] = []
+        self.violations: list[Violation] = []  # of which the history would not tell
 
     def start(self, client: SimClient, run: Awaitable[None], what: str) -> asyncio.Task[None]:
         """Run a part of the workload as the client's process."""
@@ -87,10 +97,11 @@ class Workload:
 
     # Appends.
 
-    def value(self, client: SimClient, name: str = "") -> bytes:
-        """One that no other record has."""
+    def record(self, client: SimClient, name: str = "") -> tuple[bytes, bytes | None]:
+        """A value that no other record has, and a key that many have."""
         self._values += 1
-        return f"{client.name}/{self._values} {name}".encode().ljust(VALUE_PAD, b".")
+        value = f"{client.name}/{self._values} {name}".encode().ljust(VALUE_PAD, b".")
+        return value, KEYS[self._values % len(KEYS)]
 
     async def settle(self, appends: Sequence[Append], answer: Awaitable[int]) -> None:
         """Wait for the offset of the first of a batch, and note what came."""
@@ -116,43 +127,55 @@ class Workload:
     # Reads.
 
     async def read_now_and_then(self, client: SimClient, *, pause_s: float) -> None:
-        """From the beginning, or from some place, to the tail, or to some place."""
+        """From the beginning, or from some place, to the tail, or to some place; all, or a key."""
         draw, history = client.draw, self.history
         seen = 0
         while not self.stopping:
             await asyncio.sleep(draw.expovariate(1 / pause_s))
             start = draw.choice((0, max(0, seen - 10), draw.randint(0, seen)))
             end = None if draw.random() < 0.8 or start == seen else draw.randint(start + 1, seen)
-            read = history.read(client.name, start, end=end)
+            key = draw.choice(KEYS) if draw.random() < 0.5 else None
+            read = history.read(client.name, start, end=end, key=key)
             try:
                 await self._read(client.log, read)
                 history.read_ended(read)
             except SharedLogError as error:
-                self._read_failed(read, error)
+                self.read_failed(read, error)
             seen = max(seen, read.position)
 
-    async def follow(self, client: SimClient, *, start: int = 0) -> None:
-        """From an offset on, for ever; a reader that failed goes on where it stood."""
-        read = self.history.read(client.name, start, follow=True)
+    async def follow(self, client: SimClient, *, key: bytes | None = None) -> None:
+        """From 0 on, for ever; a reader that failed goes on where it stood."""
+        read = self.history.read(client.name, 0, follow=True, key=key)
         self.followers.append(read)
         while True:
             try:
                 await self._read(client.log, read, position=read.position)
             except SharedLogError as error:
-                self._read_failed(read, error)
+                self.read_failed(read, error)
             await asyncio.sleep(client.draw.uniform(0.2, 1.0))
 
     async def _read(self, log: Log, read: Read, *, position: int | None = None) -> None:
         def stale(_: str) -> None:
             read.stale = True
 
+        def stands(progress: ReadProgress) -> None:
+            read.covered = progress.position
+
         start = read.start if position is None else position
-        records = log.read(start, read.end, follow=read.follow, on_stale=stale)
+        records = log.read(
+            start,
+            read.end,
+            follow=read.follow,
+            key=read.key,
+            on_stale=stale,
+            on_progress=stands if read.follow else None,
+        )
         async with aclosing(records):
             async for record in records:
                 self.history.saw(read, record.offset, record.value, record.timestamp_ms)
 
-    def _read_failed(self, read: Read, error: SharedLogError) -> None:
+    def read_failed(self, read: Read, error: SharedLogError) -> None:
+        """Note that a read ended before its end."""
         read.error = f"{type(error).__name__}: {error}"
         self.trace(f"read of {read.reader} failed at {read.position}: {read.error}")
         if isinstance(error, DataLoss):

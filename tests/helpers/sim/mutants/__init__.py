@@ -5,7 +5,7 @@ more of which the field notes tell. Every hook is here; nothing in the product k
 names the mix of faults (`profiles.py`) in which it shows soonest, and within how many seeds.
 """
 
-from helpers.sim.mutants import log, log_server, state  # noqa: F401  they make themselves known
+from helpers.sim.mutants import log, log_server, readers, state  # noqa: F401  they make themselves known
 from helpers.sim.mutants.registry import MUTANTS, Mutant
 
 __all__ = ["MUTANTS", "Mutant"]

@@ -145,7 +145,7 @@ def older_life_goes_on(patch: Patch) -> None:
 
 @mutant(
     "a named producer sends what is behind a record that failed",
-    mix="zombies",
+    mix="three of three",
     kinds="producer",
 )
 def sends_behind_a_failed_record(patch: Patch) -> None:
