@@ -242,7 +242,8 @@ async def test_two_batches_under_one_offset_stop_the_server(served: Served) -> N
         await served.store_all(request([placed(0, text="other")]))
     with pytest.raises(StoreFailed, match="two different batches"):
         await served.run
-    with pytest.raises(StoreFailed):
+    # A stream that is refused while the caller still writes may look broken to it.
+    with pytest.raises((StoreFailed, Unreachable)):
         await served.store_all(request())
     with pytest.raises(StoreFailed):
         await served.seal()
