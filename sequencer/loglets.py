@@ -174,6 +174,7 @@ class ActiveLoglet:
     def on_state(self, state: LogState) -> None:
         """The log's state is known: admit, unless it is held for another reason."""
         self.state = state
+        self.core.last_timestamp_ms = max(self.core.last_timestamp_ms, state.last_ms)
         if not self.held:
             self._let_in()
 

@@ -104,12 +104,13 @@ class LogState:
 
     __slots__ = (
         *("_batches", "_bytes", "_counted", "_expiry_ms", "_forgotten_epoch", "_producers"),
-        *("range", "token"),
+        *("last_ms", "range", "token"),
     )
 
     def __init__(self, *, expiry_s: float) -> None:
         self.token = ""
         self.range = NO_STATE
+        self.last_ms = 0  # timestamp of the log's last batch when the state was taken over
         self._expiry_ms = int(expiry_s * 1_000)
         # By id, the longest idle first.
         self._producers: dict[int, NamedProducer] = {}

@@ -3,7 +3,8 @@
 The batch before the segment's base says where the state lies (`state.py`); the control batch there
 and the headers of what follows it are read from whichever log server has them (`history.py`), up to
 the end that the chain gives each segment and not beyond. Until that is done the loglet's gate is
-closed, and who comes waits. A log that has just begun has no state and no wait.
+closed, and who comes waits. A log that has just begun has no state and no wait. The same batch
+tells the log's last timestamp, where that of the segment is low (ADR 7).
 
 What an operator has given up for lost may have held the state: then the last that is left counts,
 and if its control batch is lost too, the log has no token and knows no named producer. That is said
@@ -120,6 +121,7 @@ class StateRecovery:
         async for page in self._scan(record, last, Offset(last + 1)):
             placements += [placement for placement, _ in page.batches]
         assert len(placements) == 1, "a single offset that is not lost lies in one batch"
+        state.last_ms = placements[0].timestamp_ms
         found = StateRange(placements[0].state_from, placements[0].state_until)
         if found == NO_STATE:
             return state

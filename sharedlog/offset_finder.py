@@ -142,7 +142,7 @@ class OffsetFinder:
         failures: list[str] = []
         answered = visible = 0
         for replica in replicas:
-            if search.done or search.segment is None:
+            if search.done or search.segment is None or search.segment.index != segment.index:
                 break
             request = log_server_pb2.FindTimeRequest(
                 storage_id=replica.storage_id,

@@ -7,18 +7,20 @@ earlier records lie before later ones. The search keeps two offsets: everything 
 earlier than the moment, nothing at or above `high` is, and what is wanted is where they meet. Two
 kinds of evidence move them:
 
-    a segment     none of its batches is earlier than its timestamp, none before it is later
+    a segment     none of its batches is earlier than its timestamp; as a rule none before it is
+                  later
     a placement   its batch is earlier than the moment, or it is not
 
-Both are facts of the log, whoever tells them: what a replica holds at an offset every replica holds
-there, and a placement carries its checksum. So no replica has to be complete. Each narrows the
-search by what it does hold, and what it lacks is left for another one: a hole can leave the search
-unfinished, and never makes it wrong. A range whose loss was accepted has no records, and is stepped
-over.
+What a replica holds at an offset every replica holds there, and a placement carries its checksum.
+So no replica has to be complete. Each narrows the search by what it does hold, and what it lacks is
+left for another one: a hole can leave the search unfinished, and never makes it wrong. A range
+whose loss was accepted has no records, and is stepped over.
 
-One exception is inherited: a segment's timestamp may be some milliseconds low after a rare kind of
-damage (ADR 7), and so time may run back by as much across its start. The offset that is found then
-still has a record that is not earlier than the moment, with an earlier one before it.
+**As a rule.** After a rare kind of damage a segment's timestamp is low (ADR 7), and then there are
+later batches before it. So that claim of the chain leads through long chains, and decides nothing:
+`low` counts only once a batch below it was seen to be earlier, or nothing is below it. Where the
+two meet at the start of a segment by its claim alone, or a batch contradicts it, the claim is
+doubted from then on, and the search goes on below.
 """
 
 from __future__ import annotations
@@ -35,7 +37,11 @@ class OffsetSearch:
 
     def __init__(self, timestamp_ms: int, tail: Offset) -> None:
         self.timestamp_ms = timestamp_ms
-        self.low = Offset(0)  # everything below it is earlier
+        self.low = Offset(0)  # everything below it is earlier, if claims are true
+        self._proven = Offset(0)  # everything below it is earlier: <= low
+        # What raised `low` beyond what is proven: the segment at `_claim`; and from where.
+        self._claim = self._below_claim = 0
+        self._doubted: set[int] = set()  # where segments begin whose claims are not believed
         self.high = tail  # nothing at or above it, and below the tail, is earlier
         self._tail = tail
         # Where segments begin that have lost their first records, and where what they have begins.
@@ -47,7 +53,7 @@ class OffsetSearch:
     @property
     def done(self) -> bool:
         """They have met: `answer` is known."""
-        return self.low == self.high
+        return self.low == self.high == self._proven
 
     @property
     def answer(self) -> Offset:
@@ -92,36 +98,66 @@ class OffsetSearch:
             if kept > segment.base:
                 self._kept[segment.base] = kept
             if segment.timestamp_ms < self.timestamp_ms:
-                self._raise_low(segment.base)
+                self._on_claim(segment.base)
             else:
                 self._lower_high(segment.base)
         if description.chain and description.chain[0].base > asked:
-            self._raise_low(description.chain[0].base)  # nothing is kept below the first
+            self._prove(description.chain[0].base)  # nothing is kept below the first
         found = find_segment(description, self.low)
         if found is not None:
             self.description, self._segment = description, found
         elif self.low != before:
             self._segment = None
-        self._pass_lost()
+        self._settle()
 
     def on_placement(self, placement: Placement) -> None:
         """A batch of the log."""
         if placement.timestamp_ms < self.timestamp_ms:
-            self._raise_low(placement.end)
-            self._pass_lost()
+            self._prove(placement.end)
         else:
             self._lower_high(placement.first)
+        self._settle()
 
-    def _raise_low(self, offset: int) -> None:
-        self.low = Offset(max(self.low, min(offset, self.high)))
+    def _on_claim(self, base: int) -> None:
+        """A segment that begins there has it that nothing before it is later than the moment."""
+        if base in self._doubted or base <= self.low:
+            return
+        if base > self.high:  # something there is not earlier
+            self._doubted.add(base)
+            return
+        self._claim, self._below_claim = base, self.low
+        self.low = Offset(base)
+
+    def _prove(self, offset: int) -> None:
+        """Everything below is earlier than the moment, or not kept."""
+        self._proven = Offset(max(self._proven, min(offset, self.high)))
+        self.low = max(self.low, self._proven)
 
     def _lower_high(self, offset: int) -> None:
+        if offset < self.low and self._proven < self.low:
+            self._doubted.add(self._claim)
+            self.low = self._proven
         self.high = Offset(min(self.high, max(offset, self.low)))
+
+    def _settle(self) -> None:
+        """Step over losses, and doubt the claim by which alone the two would meet."""
+        self._pass_lost()
+        while self.low == self.high and self._proven < self.low:
+            self._doubted.add(self._claim)
+            self.low = Offset(max(self._proven, self._below_claim))
+            self._claim, self._below_claim = self.low, self._proven
+            if self.description is not None:
+                self._segment = find_segment(self.description, self.low)
+            self._pass_lost()
 
     def _pass_lost(self) -> None:
         """Nothing is left to be found in a range whose loss was accepted."""
-        if self._segment is not None:
-            self._raise_low(_behind_losses(self._segment, self.low))
+        if self._segment is None:
+            return
+        behind = Offset(min(_behind_losses(self._segment, self.low), self.high))
+        if self._proven == self.low:
+            self._proven = max(self._proven, behind)
+        self.low = max(self.low, behind)
 
 
 def _behind_losses(segment: types_pb2.Segment, offset: Offset) -> int:

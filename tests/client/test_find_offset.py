@@ -199,7 +199,8 @@ async def test_without_a_sequencer_what_is_known_is_found(memory: MemoryCluster)
 
 
 async def test_a_long_chain_costs_few_calls(memory: MemoryCluster) -> None:
-    """Of a thousand segments some parts are described, and one log server is asked."""
+    """Of a thousand segments some parts are described, and two log servers are asked: the answer
+    is where a segment begins, and the batch before it is looked at as well."""
     log = memory.create("orders")
     for index in range(1_000):
         log.append(encode_records([(b"x", None, None)]), timestamp_ms=1_000 + index)
@@ -211,7 +212,7 @@ async def test_a_long_chain_costs_few_calls(memory: MemoryCluster) -> None:
         for moment_ms in (1_001, 1_500, 1_998):
             assert await find(found, moment_ms) == moment_ms - 1_000
     assert memory.describes - before <= 21
-    assert asked(memory) <= 3
+    assert asked(memory) <= 6
 
 
 def test_moments_are_aware_datetimes_or_whole_milliseconds() -> None:

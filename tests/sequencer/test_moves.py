@@ -325,6 +325,24 @@ async def test_time_does_not_run_backwards_across_sequencers(tmp_path: Path) -> 
         assert done.timestamp_ms == future_ms
 
 
+async def test_time_does_not_run_backwards_though_the_segment_tells_too_little(
+    tmp_path: Path,
+) -> None:
+    """Its timestamp is low if the last batch was damaged where it was sealed (ADR 7): the batch
+    itself, as another log server has it, says which time was given out last."""
+    async with cluster(tmp_path) as made:
+        await in_use(made)
+        future_ms = CLOCK.now_ms() + 3_600_000
+        answers = await made.seal()
+        made.extend("n2", answers[0].local_tail, timestamp_ms=future_ms)
+        done = await made["n2"].sequencer.append(made.record, PLAIN, timeout_s=5)
+        await made.seal()
+        made.extend("n1", done.first + 1, timestamp_ms=0)
+        made.tell("n1")
+        done = await made["n1"].sequencer.append(made.record, PLAIN, timeout_s=5)
+        assert done.timestamp_ms == future_ms
+
+
 async def test_a_process_that_shuts_down_ends_its_sessions_when_they_have_their_results(
     tmp_path: Path,
 ) -> None:

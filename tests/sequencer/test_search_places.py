@@ -64,7 +64,9 @@ class Node:
 
     def log(self, name: str, *, next_offset: int, committed: int) -> ActiveLoglet:
         """Its producers of old are forgotten: all above offset 100 must be searched."""
-        core = SimpleNamespace(next_offset=next_offset, committed_tail=committed, loglet=name)
+        core = SimpleNamespace(
+            next_offset=next_offset, committed_tail=committed, loglet=name, last_timestamp_ms=0
+        )
         table = ProducerTable(Offset(105), self._idle)
         active = ActiveLoglet(name, None, core, None, table)  # type: ignore[arg-type]  # not used
         active.on_state(LogState(expiry_s=1))

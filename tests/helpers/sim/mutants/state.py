@@ -12,7 +12,7 @@ from metadata.records import LogRecord
 from sequencer import admission
 from sequencer.admission import Admission
 from sequencer.core import LogletSequencer
-from sequencer.loglets import FutureTicket
+from sequencer.loglets import ActiveLoglet, FutureTicket
 from sequencer.opening import Openings
 from sequencer.producers import ProducerTable
 from sequencer.replication import Replication
@@ -68,12 +68,17 @@ def _forget_at_failover(patch: Patch, part: str, nothing: type[Any]) -> None:
     kinds="time",
 )
 def inherited_timestamp_ignored(patch: Patch) -> None:
-    made = LogletSequencer.__init__
+    made, on_state = LogletSequencer.__init__, ActiveLoglet.on_state
 
     def __init__(self: LogletSequencer, *args: Any, **settings: Any) -> None:  # noqa: N807
         made(self, *args, **settings | {"last_timestamp_ms": 0})
 
+    def _on_state(self: ActiveLoglet, state: LogState) -> None:
+        state.last_ms = 0
+        on_state(self, state)
+
     patch.setattr(LogletSequencer, "__init__", __init__)
+    patch.setattr(ActiveLoglet, "on_state", _on_state)
 
 
 @mutant(
