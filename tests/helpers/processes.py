@@ -89,8 +89,8 @@ class NodeProcess:
 
     def wait_ready(self) -> Self:
         """Wait until the node says that it serves; fail at once if it ends instead."""
-        wait_until(lambda: self._ended() or self.ready(), f"{self.node_id} is not ready")
-        assert not self._ended(), f"{self.node_id} ended: {self.log_text()}"
+        wait_until(lambda: self.ended() or self.ready(), f"{self.node_id} is not ready")
+        assert not self.ended(), f"{self.node_id} ended: {self.log_text()}"
         return self
 
     def ready(self) -> bool:
@@ -156,7 +156,8 @@ class NodeProcess:
         wait_until(lambda: bool(self.events(name)), f"{self.node_id} did not log {name}")
         return self.events(name)[0]
 
-    def _ended(self) -> bool:
+    def ended(self) -> bool:
+        """Whether it runs no longer."""
         return self._process is None or self._process.poll() is not None
 
 
