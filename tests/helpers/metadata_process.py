@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Self
 
+from sharedlog.dev_cluster import _reserve_free_ports
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -15,7 +17,9 @@ class MetadataProcess:
     """Ends with the block; `start` after `kill` listens where it did before."""
 
     def __init__(self, directory: Path) -> None:
-        self.address = "127.0.0.1:0"
+        # Held until the end of the block, so that no other test gets the port between two starts.
+        self._ports = _reserve_free_ports(1)
+        self.address = f"127.0.0.1:{self._ports[0].getsockname()[1]}"
         self._directory = directory
         self._process: asyncio.subprocess.Process | None = None
 
@@ -25,12 +29,14 @@ class MetadataProcess:
 
     async def __aexit__(self, *_: object) -> None:
         await self.kill()
+        for port in self._ports:
+            port.close()
 
     async def start(self) -> None:
         assert self._process is None
         self._process = process = await spawn(self.address, self._directory)
         ready = await read_event(process, "metadata.ready")
-        self.address = str(ready["address"])
+        assert ready["address"] == self.address
 
     async def kill(self) -> None:
         if self._process is not None:
