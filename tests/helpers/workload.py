@@ -15,6 +15,7 @@ from pathlib import Path
 from sharedlog import AppendIndefinite, Log, SharedLogError
 from sharedlog.appender import Appender
 from sharedlog.clock import SystemClock
+from sharedlog.pending import PendingAppend
 
 
 @dataclass
@@ -24,13 +25,25 @@ class Outcome:
     acked: dict[int, bytes] = field(default_factory=dict)  # by offset
     indefinite: set[bytes] = field(default_factory=set)
     definite: dict[bytes, SharedLogError] = field(default_factory=dict)
+    confirmed: int = 0  # records acknowledged so far, while the writer still runs
+
+    async def until_confirmed(self, records: int) -> None:
+        """Wait until the writer has so many acknowledgements, however long that takes."""
+        while self.confirmed < records:  # noqa: ASYNC110  another process's progress
+            await asyncio.sleep(0.02)
 
 
 async def append_until(
-    log: Log, stop: asyncio.Event, *, prefix: bytes, value_bytes: int = 500, timeout_s: float = 5.0
+    log: Log,
+    stop: asyncio.Event,
+    *,
+    prefix: bytes,
+    outcome: Outcome | None = None,
+    value_bytes: int = 500,
+    timeout_s: float = 5.0,
 ) -> Outcome:
     """Append unique records without pause, pipelined, until told to stop; bounded in any case."""
-    outcome = Outcome()
+    outcome = outcome or Outcome()
     waiting: list[tuple[bytes, asyncio.Future[int]]] = []
     appender: Appender = log.appender(timeout_s=timeout_s)
     number = 0
@@ -40,7 +53,7 @@ async def append_until(
             number += 1
             value = value.ljust(value_bytes, b".")
             pending = await appender.append(value)
-            waiting.append((value, asyncio.ensure_future(_offset(pending))))
+            waiting.append((value, asyncio.ensure_future(_offset(outcome, pending))))
             if number % 200 == 0:
                 await asyncio.sleep(0.002)
         for value, future in waiting:
@@ -50,8 +63,10 @@ async def append_until(
     return outcome
 
 
-async def _offset(pending: object) -> int:
-    return await pending  # type: ignore[misc,no-any-return]  # an awaitable of the client
+async def _offset(outcome: Outcome, pending: PendingAppend) -> int:
+    offset = await pending
+    outcome.confirmed += 1
+    return offset
 
 
 async def _settle(outcome: Outcome, value: bytes, future: asyncio.Future[int]) -> None:
