@@ -16,6 +16,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes, and the making of some, is for the machine to say, not for a test:
+# by default one that had to wait 0.2 s for its turn counts as a failure.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 _THREADS_OF_LIBRARIES = (
     "grpc",
