@@ -1,12 +1,18 @@
-"""How an append session of the client ends: at once, in good order, and with all that was said."""
+"""How an append session of the client ends: at once, in good order, and with all that was said.
+
+Sessions with a `FakeStream` run in virtual time: what ends at once and what waits is told apart to
+the millisecond, however busy the machine is.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-import pytest
 from helpers.memory_server import MemoryCluster, memory_cluster
+from helpers.sim import run_virtual
 
 import sharedlog
 from sharedlog.append_queue import AppendQueue
@@ -19,7 +25,25 @@ from sharedlog.ids import Offset
 from sharedlog.pending import PendingAppend
 from sharedlog.v1 import log_pb2
 
-CLOCK = SystemClock()
+
+class LoopClock(SystemClock):
+    """The time of the running loop."""
+
+    def monotonic_s(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+CLOCK = LoopClock()
+
+
+def virtual(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Run a test in virtual time."""
+
+    @functools.wraps(test)
+    def run() -> None:
+        run_virtual(test)
+
+    return run
 
 
 class FakeStream:
@@ -92,6 +116,7 @@ async def within(task: asyncio.Task[SessionEnd], limit_s: float) -> SessionEnd:
         return await task
 
 
+@virtual
 async def test_a_session_that_a_batch_waits_to_reopen_ends_at_once() -> None:
     """The node owes nothing; a good-bye that does not come must not hold up what waits."""
     used = Used()
@@ -112,6 +137,7 @@ async def test_a_session_that_a_batch_waits_to_reopen_ends_at_once() -> None:
     assert used.queue.opening().next_sequence == 1
 
 
+@virtual
 async def test_an_idle_session_ends_and_waits_for_no_good_bye_when_there_is_work() -> None:
     """Nothing to send for `idle_s`: it ends in good order. A batch that comes just then is kept for
     the next session, and goes there at once although the node is silent."""
@@ -135,7 +161,7 @@ async def test_an_idle_session_ends_and_waits_for_no_good_bye_when_there_is_work
     assert used.queue.opening() == (1, False, 0, 0)
 
 
-@pytest.mark.slow
+@virtual
 async def test_an_idle_sessions_good_bye_has_a_limit() -> None:
     """The node is gone, and no batch comes: the session is over all the same, without an error."""
     used = Used()
@@ -143,6 +169,7 @@ async def test_an_idle_sessions_good_bye_has_a_limit() -> None:
     assert isinstance(await within(used.start(idle_s=0.01), 2.5), Ended)
 
 
+@virtual
 async def test_results_and_moved_that_are_on_their_way_are_taken_after_a_send_failed() -> None:
     """A node that moved the log ends the stream; to the sender that is a broken connection, but the
     node had said what became of the batches, and where to go."""
@@ -164,6 +191,7 @@ async def test_results_and_moved_that_are_on_their_way_are_taken_after_a_send_fa
     assert not second.done()
 
 
+@virtual
 async def test_a_node_that_says_nothing_after_a_send_failed_is_left_soon() -> None:
     """There is nothing more to come: what was sent is unresolved."""
     used = Used()
@@ -185,7 +213,7 @@ async def test_an_idle_appender_opens_another_session_with_a_new_floor() -> None
     """
     async with memory_cluster() as memory:
         memory.create("orders")
-        config = AppenderConfig(idle_s=0.03)
+        config = AppenderConfig(idle_s=0.03, silence_s=30.0)
         async with sharedlog.connect(memory.address, append_config=config) as cluster:
             log = cluster.log("orders")
             for i in range(30):
