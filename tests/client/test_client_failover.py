@@ -24,6 +24,9 @@ from sharedlog.errors import (
 )
 
 QUICK = sharedlog.AppenderConfig(silence_s=0.1)
+SOON_S = 20.0
+"""Well before the 30 s of patience that an append has, and time enough for a process that has to
+wait for a core."""
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ async def test_a_killed_sequencer_is_reported_and_replaced(memory: MemoryCluster
             pending = [await appender.append(b"%d" % i) for i in range(1, 20)]
             await until(lambda: node.batches_received > 2)
             await node.stop()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(SOON_S):
                 await appender.close()
         assert [p.result() for p in pending] == list(range(1, 20))
     assert stored(memory) == [b"%d" % i for i in range(20)]
@@ -83,7 +86,7 @@ async def test_a_paused_sequencer_is_found_by_its_silence(memory: MemoryCluster)
         log = cluster.log("orders")
         assert await log.append(b"a") == 0
         with node.paused():
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(SOON_S):
                 assert await log.append(b"b") == 1
         await asyncio.sleep(0.05)
         assert await log.append(b"c") == 2
@@ -99,7 +102,7 @@ async def test_a_paused_node_at_the_opening_is_found_too(memory: MemoryCluster) 
         await log.describe()
         assert await log.tail() == 0
         with memory.nodes["n1"].paused():
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(SOON_S):
                 assert await log.append(b"a") == 0
     assert memory.logs["orders"].sequencer != "n1"
 
@@ -118,7 +121,9 @@ async def test_an_innocent_suspect_keeps_the_batches_and_is_not_hammered(
             waiting = asyncio.create_task(log.append(b"b"))
             await asyncio.sleep(1.5)
             assert not waiting.done()
-            assert 2 <= len(memory.reports) <= 5
+            assert len(memory.reports) <= 5
+            await until(lambda: len(memory.reports) >= 2)
+            assert not waiting.done()
         assert await waiting == 1
         assert await log.append(b"c") == 2
     assert stored(memory) == [b"a", b"b", b"c"]
@@ -172,7 +177,7 @@ async def test_all_appenders_of_a_log_share_one_report(memory: MemoryCluster) ->
             await (await appender.append(b"x"))
         await memory.nodes["n1"].stop()
         pending = [await appender.append(b"y") for appender in appenders]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON_S):
             offsets = [await p for p in pending]
         assert sorted(offsets) == list(range(8, 16))
         assert len(memory.reports) == 1
@@ -187,7 +192,7 @@ async def test_a_client_cut_off_from_the_sequencer_alone_goes_through_another_no
     memory.out_of_reach.add("n1")
     async with sharedlog.connect(memory.nodes["n2"].address, append_config=QUICK) as cluster:
         log = cluster.log("orders")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON_S):
             assert await log.append(b"a") == 0
             assert await log.append(b"b") == 1
             assert await log.tail() == 2
@@ -203,7 +208,7 @@ async def test_a_plain_client_leaves_a_silent_front_door(memory: MemoryCluster) 
         assert await log.append(b"a") == 0
         door = next(node for node in memory.nodes.values() if node.openings)
         with door.paused():
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(SOON_S):
                 assert await log.append(b"b") == 1
     assert stored(memory) == [b"a", b"b"]
 
@@ -249,7 +254,7 @@ async def test_a_deadline_in_mid_failover_says_what_is_known(memory: MemoryClust
     for other in ("n2", "n3"):
         memory.nodes[other].faults.report_errors.extend([gone] * 1_000)
     async with connect(memory) as cluster:
-        appender = cluster.log("orders").appender(batch_records=1, in_flight_bytes=1, timeout_s=0.5)
+        appender = cluster.log("orders").appender(batch_records=1, in_flight_bytes=1, timeout_s=2.0)
         await (await appender.append(b"a"))
         with node.held_acks():
             sent = await appender.append(b"b")
@@ -294,7 +299,7 @@ async def test_the_tail_takes_no_longer_than_it_was_given(memory: MemoryCluster)
     async with connect(memory) as cluster, contextlib.AsyncExitStack() as pauses:
         for node in memory.nodes.values():
             pauses.enter_context(node.paused())
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(5):  # without a limit of its own it has ten seconds
             with pytest.raises((DeadlineExceeded, Unreachable)):
                 await cluster.log("orders").tail(timeout_s=0.2)
 
@@ -310,4 +315,4 @@ async def test_the_tail_waits_for_what_passes_and_fails_for_what_does_not(
         assert await log.tail() == 0
         node.faults.find_tail_error = LogUnavailable("gone")
         with pytest.raises(LogUnavailable, match="gone"):
-            await log.tail(timeout_s=0.1)
+            await log.tail(timeout_s=1.0)

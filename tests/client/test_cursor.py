@@ -29,7 +29,16 @@ async def memory() -> AsyncIterator[MemoryCluster]:
 
 @pytest.fixture
 async def cluster(memory: MemoryCluster) -> AsyncIterator[sharedlog.Cluster]:
-    config = sharedlog.ClientConfig(timeout_s=0.4, backoff_min_s=0.001, backoff_max_s=0.01)
+    config = sharedlog.ClientConfig(backoff_min_s=0.001, backoff_max_s=0.01)
+    async with sharedlog.connect(memory.address, config=config) as connected:
+        yield connected
+
+
+@pytest.fixture
+async def hasty(memory: MemoryCluster) -> AsyncIterator[sharedlog.Cluster]:
+    """One that has no time for a second try, for writes that are to fail: a try that its deadline
+    cuts short would fail for that reason."""
+    config = sharedlog.ClientConfig(timeout_s=1.0, backoff_min_s=2.0, backoff_max_s=2.0)
     async with sharedlog.connect(memory.address, config=config) as connected:
         yield connected
 
@@ -124,10 +133,10 @@ async def test_a_write_whose_answer_was_lost_is_made_once(
 
 
 async def test_a_write_that_was_not_cleared_up_is_followed_by_one_that_says_as_much(
-    memory: MemoryCluster, cluster: sharedlog.Cluster
+    memory: MemoryCluster, hasty: sharedlog.Cluster
 ) -> None:
     """A seek back that failed is still a seek back when it is written at last."""
-    log = cluster.log("orders")
+    log = hasty.log("orders")
     async with log.cursor("billing", commit_every_s=0) as cursor:
         await cursor.commit(8)
         memory.metadata.refused_puts = 10_000
@@ -189,10 +198,10 @@ async def test_of_owners_that_come_at_once_the_last_has_it(cluster: sharedlog.Cl
 
 
 async def test_the_callers_own_error_comes_first(
-    memory: MemoryCluster, cluster: sharedlog.Cluster, caplog: pytest.LogCaptureFixture
+    memory: MemoryCluster, hasty: sharedlog.Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What was committed before it is written all the same; that it could not be is only logged."""
-    log = cluster.log("orders")
+    log = hasty.log("orders")
 
     async def fail(position: int, *, refused_puts: int) -> None:
         async with log.cursor("billing", commit_every_s=3600) as cursor:

@@ -185,7 +185,7 @@ async def test_a_log_that_cannot_be_made_is_a_definite_failure(
     raised: type[sharedlog.SharedLogError],
 ) -> None:
     """For good, or at the deadline if it may pass: the record is in no log."""
-    config = sharedlog.AppenderConfig(timeout_s=0.2)
+    config = sharedlog.AppenderConfig(timeout_s=1.0)
     async with sharedlog.connect(memory.address, append_config=config) as cluster:
         for node in memory.nodes.values():
             node.faults.refuse_sessions.extend([error] * 100)

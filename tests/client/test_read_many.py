@@ -29,8 +29,7 @@ async def memory() -> AsyncIterator[MemoryCluster]:
 
 
 def connect(memory: MemoryCluster, routing: Routing = "smart") -> Cluster:
-    config = sharedlog.ClientConfig(timeout_s=0.5, attempt_timeout_s=0.2)
-    return sharedlog.connect(memory.address, routing=routing, config=config)
+    return sharedlog.connect(memory.address, routing=routing)
 
 
 def append(log: MemoryLog, *times_ms: int, size: int = 1) -> None:
@@ -126,7 +125,8 @@ async def test_a_log_without_a_sequencer_holds_back_for_a_while(
     """Then the others go on without it, and it comes in again when it is heard of."""
     monkeypatch.setattr(merged_reads, "HOLD_S", 0.05)
     three(memory)
-    async with connect(memory) as cluster:
+    config = sharedlog.ClientConfig(timeout_s=1.0)  # each look for a tail takes so long
+    async with sharedlog.connect(memory.address, config=config) as cluster:
         records = cluster.read_many(["a", "b"], follow=True)
         async with contextlib.aclosing(records):
             await first_of(records, 7)

@@ -27,7 +27,10 @@ HOLE = log_server_pb2.ReadGap.REASON_HOLE
 DAMAGED = log_server_pb2.ReadGap.REASON_DAMAGED
 TRIMMED = log_server_pb2.ReadGap.REASON_TRIMMED
 VALUES = [b"%03d" % i for i in range(100)]
-QUICK = sharedlog.ReaderConfig(silence_s=0.2, timeout_s=0.5, idle_check_s=0.05)
+QUICK = sharedlog.ReaderConfig(silence_s=0.2, timeout_s=10.0, idle_check_s=0.05)
+"""Leaves a silent server soon; a process that waits for a core is no failure."""
+HASTY = sharedlog.ReaderConfig(silence_s=0.2, timeout_s=0.5, idle_check_s=0.05)
+"""For reads that are to fail."""
 
 
 @pytest.fixture
@@ -37,8 +40,12 @@ async def memory() -> AsyncIterator[MemoryCluster]:
         yield cluster
 
 
-def connect(memory: MemoryCluster, routing: Routing = "smart") -> Cluster:
-    return sharedlog.connect(memory.address, routing=routing, read_config=QUICK)
+def connect(
+    memory: MemoryCluster,
+    routing: Routing = "smart",
+    read_config: sharedlog.ReaderConfig = QUICK,
+) -> Cluster:
+    return sharedlog.connect(memory.address, routing=routing, read_config=read_config)
 
 
 async def values(log: Log, start: int = 0, end: int | None = None, **how: int) -> list[bytes]:
@@ -167,11 +174,11 @@ async def test_an_empty_log_can_be_read_and_followed(memory: MemoryCluster) -> N
     memory.create("empty")
     for node in memory.nodes.values():
         node.faults.not_open = True
-    async with connect(memory) as cluster:
+    async with connect(memory, read_config=HASTY) as cluster:
         log = cluster.log("empty")
         assert await values(log) == []
         following = asyncio.create_task(follow(log, 0, 1))
-        await asyncio.sleep(2 * QUICK.timeout_s)
+        await asyncio.sleep(2 * HASTY.timeout_s)
         assert not following.done(), "waiting for a first record is no failure, however long"
         for node in memory.nodes.values():
             node.faults.not_open = False
@@ -231,7 +238,7 @@ async def test_silence_is_not_loss(memory: MemoryCluster) -> None:
     memory.nodes["n1"].faults.gaps = [(21, 28, DAMAGED)]
     memory.nodes["n2"].faults.gaps = [(21, 28, HOLE)]
     memory.nodes["n3"].faults.silent = True
-    async with connect(memory) as cluster:
+    async with connect(memory, read_config=HASTY) as cluster:
         with pytest.raises(Unreachable, match="21"):
             await values(cluster.log("orders"))
 
@@ -310,7 +317,7 @@ async def test_without_a_sequencer_reads_end_at_the_known_tail(
     """The reader says that the end is not certain, and calls no offset out of range on a guess."""
     for node in memory.nodes.values():
         node.faults.find_tail_error = LogUnavailable("the sequencer is gone")
-    config = sharedlog.ClientConfig(timeout_s=0.2)
+    config = sharedlog.ClientConfig(timeout_s=1.0)
     async with sharedlog.connect(memory.address, config=config, read_config=QUICK) as cluster:
         log = cluster.log("orders")
         with caplog.at_level(logging.WARNING):
@@ -335,7 +342,7 @@ async def test_without_a_sequencer_a_range_ends_at_the_known_tail(
     for node in memory.nodes.values():
         node.faults.find_tail_error = LogUnavailable("the sequencer is gone")
         node.faults.known_tail = 91
-    config = sharedlog.ClientConfig(timeout_s=0.2)
+    config = sharedlog.ClientConfig(timeout_s=1.0)
     async with sharedlog.connect(
         memory.address, routing=routing, config=config, read_config=QUICK
     ) as cluster:

@@ -96,7 +96,7 @@ def test_callbacks_are_called_by_the_reader(memory: MemoryThread) -> None:
     """`on_stale` runs where the records are used, and may itself use the client."""
     for node in memory.memory.nodes.values():
         node.faults.find_tail_error = LogUnavailable("no sequencer")
-    config = sharedlog.ClientConfig(timeout_s=0.2)
+    config = sharedlog.ClientConfig(timeout_s=1.0)
     told: list[tuple[str, threading.Thread, int]] = []
     with sharedlog.sync.connect(memory.address, config=config) as cluster:
         log = cluster.log("full")
