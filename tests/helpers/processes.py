@@ -98,9 +98,9 @@ class NodeProcess:
         return self.get("/readyz")[0] == 200
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and body of an HTTP request; 0 if nobody answers."""
+        """Status and body of an HTTP request; 0 if nobody listens, or answers within 15 s."""
         try:
-            with urlopen(f"http://{self.http}{path}", timeout=2) as answer:
+            with urlopen(f"http://{self.http}{path}", timeout=DEADLINE_S) as answer:
                 return answer.status, answer.read().decode()
         except URLError as error:
             status = getattr(error, "code", 0)
