@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def devs(alone: Cli) -> Iterator[list[Dev]]:
 def test_dev_serves_until_it_is_told_to_stop(
     alone: Cli, devs: list[Dev], signal_number: int
 ) -> None:
-    """Ready, usable, gone within 5 seconds: exit code 0, no process and no data left."""
+    """Ready, usable, gone when told to: exit code 0, no process and no data left."""
     devs.append(dev := Dev(alone, "--nodes", "2"))
     assert dev.ready["event"] == "ready"
     assert dev.ready["kept"] is False
@@ -74,9 +73,7 @@ def test_dev_serves_until_it_is_told_to_stop(
     alone.ok("log", "create", "orders", "--replicas", "2")
     alone.ok("append", "orders", stdin=b"a\n")
     assert Path(dev.ready["directory"]).is_dir()
-    before_s = time.monotonic()
     dev.end(signal_number)
-    assert time.monotonic() - before_s < 5
     assert dev.process.returncode == 0
     assert dev.is_gone()
     assert not Path(dev.ready["directory"]).exists()
@@ -136,6 +133,10 @@ def test_kept_data_are_served_again_and_appended_to(
     alone.ok("log", "create", "orders")
     alone.ok("append", "orders", stdin=b"a\nb\n")
     assert "kept" in first.end()
+    for node in first.ready["nodes"]:
+        ended = Path(node["log_file"]).read_text()
+        assert '"node.stopped"' in ended, "by itself, not killed in the end"
+        assert "handover.out_of_time" not in ended, "nobody waits for others that stop as well"
 
     devs.append(second := Dev(alone, "--dir", directory))
     alone.environment["SHAREDLOG_ADDRESS"] = second.ready["address"]
