@@ -121,10 +121,11 @@ async def test_a_delete_whose_answer_was_lost_succeeds(server: Served, lossy: Lo
 async def test_when_the_time_is_up_the_outcome_is_unknown(
     server: Served, lossy: LosesAnswers
 ) -> None:
-    """Every answer lost: `MetadataUnavailable`, and the change may have been made, as here."""
-    store = connect(server, lossy, timeout_s=0.3)
+    """Every answer lost: `MetadataUnavailable`, and the change may have been made, as here. The
+    last try may be cut short by the deadline, and its answer never be seen."""
+    store = connect(server, lossy, timeout_s=1.0)
     lossy.lose = 1_000
-    with pytest.raises(MetadataUnavailable, match="the answer was lost"):
+    with pytest.raises(MetadataUnavailable, match=r"the answer was lost|no answer .* in time"):
         await store.put("k", b"v", expected=ABSENT)
     lossy.lose = 0
     assert await store.get("k") is not None
