@@ -18,6 +18,7 @@ from types import CodeType, FunctionType
 from typing import Final
 
 import pytest
+from helpers.processes import PATIENT
 
 from sharedlog.dev_cluster import DevCluster, module_environment
 
@@ -57,7 +58,7 @@ def _blocks() -> list[Block]:
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[DevCluster]:
     """Three nodes without a log."""
-    async with DevCluster(tmp_path) as running:
+    async with DevCluster(tmp_path, settings=PATIENT) as running:
         yield running
 
 

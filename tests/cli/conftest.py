@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.command import Cli
+from helpers.processes import PATIENT
 
 from sharedlog.dev_cluster import DevCluster, module_environment
 
@@ -22,7 +23,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
     """Three nodes, for all tests that do no harm to them."""
-    found = DevCluster(tmp_path_factory.mktemp("cluster"))
+    found = DevCluster(tmp_path_factory.mktemp("cluster"), settings=PATIENT)
     asyncio.run(found.start())
     try:
         yield found

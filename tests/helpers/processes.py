@@ -27,6 +27,9 @@ ROOT = Path(__file__).parents[2]
 HOST = "127.0.0.1"
 DEADLINE_S = 15.0
 ALL_ROLES = ("metadata", "log-server", "sequencer")
+PATIENT = {"SHAREDLOG_PING_TIMEOUT_S": "2.5"}
+"""Settings of nodes that no test harms: one that has to wait for a core is not taken for dead. That
+would move its logs, or leave too few nodes for a new one."""
 
 
 class NodeProcess:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.processes import PATIENT
 
 import sharedlog
 from sharedlog.batch import Record
@@ -29,7 +30,7 @@ BATCHES = 40
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
     """Three nodes, and a log of some segments whose batches lie some milliseconds apart."""
-    cluster = DevCluster(tmp_path_factory.mktemp("reading"))
+    cluster = DevCluster(tmp_path_factory.mktemp("reading"), settings=PATIENT)
     asyncio.run(cluster.start())
     try:
         asyncio.run(_fill(cluster))
