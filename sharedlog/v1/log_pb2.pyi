@@ -27,6 +27,7 @@ class CreateLogRequest(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     WRITE_QUORUM_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 255 of [a-zA-Z0-9._/-], starting with a letter or digit."""
     replicas: _builtins.int
@@ -37,6 +38,10 @@ class CreateLogRequest(_message.Message):
     """
     nonce: _builtins.str
     """Chosen by the caller, the same in each retry: a create whose answer was lost succeeds when repeated."""
+    @_builtins.property
+    def retention(self) -> _types_pb2.Retention:
+        """How long records are kept; a field that is absent takes what the namespaces say, or else no limit."""
+
     def __init__(
         self,
         *,
@@ -44,10 +49,11 @@ class CreateLogRequest(_message.Message):
         replicas: _builtins.int = ...,
         write_quorum: _builtins.int = ...,
         nonce: _builtins.str = ...,
+        retention: _types_pb2.Retention | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retention", b"retention"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "nonce", b"nonce", "replicas", b"replicas", "write_quorum", b"write_quorum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "nonce", b"nonce", "replicas", b"replicas", "retention", b"retention", "write_quorum", b"write_quorum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -74,6 +80,58 @@ class CreateLogResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateLogResponse: _TypeAlias = CreateLogResponse  # noqa: Y015
+
+@_typing.final
+class SetRetentionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The log's name."""
+    nonce: _builtins.str
+    """Chosen by the caller, the same in each retry."""
+    @_builtins.property
+    def retention(self) -> _types_pb2.Retention:
+        """Set to this; a field that is absent stays as it is."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        retention: _types_pb2.Retention | None = ...,
+        nonce: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retention", b"retention"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "nonce", b"nonce", "retention", b"retention"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetRetentionRequest: _TypeAlias = SetRetentionRequest  # noqa: Y015
+
+@_typing.final
+class SetRetentionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def log(self) -> _types_pb2.LogDescription:
+        """The log as it is now, with its open segment alone."""
+
+    def __init__(
+        self,
+        *,
+        log: _types_pb2.LogDescription | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log", b"log"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetRetentionResponse: _TypeAlias = SetRetentionResponse  # noqa: Y015
 
 @_typing.final
 class DescribeLogRequest(_message.Message):

@@ -500,12 +500,15 @@ class SealResponse(_message.Message):
     COMMITTED_TAIL_FIELD_NUMBER: _builtins.int
     LAST_TIMESTAMP_MS_FIELD_NUMBER: _builtins.int
     DAMAGED_FIELD_NUMBER: _builtins.int
+    LOCAL_START_FIELD_NUMBER: _builtins.int
     local_tail: _builtins.int
     """Highest held offset + 1, after the seal was durable."""
     committed_tail: _builtins.int
     """Highest committed tail known, never one that was only told as the segment's end."""
     last_timestamp_ms: _builtins.int
     """Of the highest batch held whose placement is whole, Unix time in milliseconds; 0 if there is none."""
+    local_start: _builtins.int
+    """First offset that is kept here, inclusive: all below is committed, and was trimmed. 0: nothing was."""
     @_builtins.property
     def damaged(self) -> _containers.RepeatedCompositeFieldContainer[Global___OffsetRange]:
         """Held ranges in [committed_tail, local_tail) whose bytes don't match their checksum: they count in
@@ -519,10 +522,11 @@ class SealResponse(_message.Message):
         committed_tail: _builtins.int = ...,
         last_timestamp_ms: _builtins.int = ...,
         damaged: _abc.Iterable[Global___OffsetRange] | None = ...,
+        local_start: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_tail", b"committed_tail", "damaged", b"damaged", "last_timestamp_ms", b"last_timestamp_ms", "local_tail", b"local_tail"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_tail", b"committed_tail", "damaged", b"damaged", "last_timestamp_ms", b"last_timestamp_ms", "local_start", b"local_start", "local_tail", b"local_tail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -729,7 +733,7 @@ class DigestResponse(_message.Message):
     """With `verify`: bytes of the batches that were read."""
     @_builtins.property
     def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___OffsetRange]:
-        """Held here, in order, adjoining ranges joined. What lies between is a hole."""
+        """Held here, in order, adjoining ranges joined, from the local start on. What lies between is a hole."""
 
     @_builtins.property
     def damaged(self) -> _containers.RepeatedCompositeFieldContainer[Global___OffsetRange]:
@@ -745,7 +749,7 @@ class DigestResponse(_message.Message):
 
     @_builtins.property
     def status(self) -> Global___LogletStatus:
-        """The loglet here and now."""
+        """The loglet here and now; its local start is none that is lower than when the disk was read."""
 
     def __init__(
         self,
@@ -967,23 +971,106 @@ class FindTimeResponse(_message.Message):
     BEFORE_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     VISIBLE_FIELD_NUMBER: _builtins.int
+    LOCAL_START_FIELD_NUMBER: _builtins.int
     before: _builtins.bytes
     """The fixed part (docs/batch-format.md) of the last batch that is earlier than the moment; empty: none is."""
     after: _builtins.bytes
     """The same of the first batch that is not earlier; empty: none is that late."""
     visible: _builtins.int
     """The server has looked no further: the committed tail that it knows, or the segment's end, exclusive."""
+    local_start: _builtins.int
+    """The server has looked no lower: the first offset that it keeps, inclusive."""
     def __init__(
         self,
         *,
         before: _builtins.bytes = ...,
         after: _builtins.bytes = ...,
         visible: _builtins.int = ...,
+        local_start: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "visible", b"visible"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "local_start", b"local_start", "visible", b"visible"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FindTimeResponse: _TypeAlias = FindTimeResponse  # noqa: Y015
+
+@_typing.final
+class TrimRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    LOGLETS_FIELD_NUMBER: _builtins.int
+    storage_id: _builtins.str
+    """Whom the request is for; another store refuses it."""
+    @_builtins.property
+    def loglets(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrimLoglet]:
+        """A loglet that the server does not know is passed over; nothing is created."""
+
+    def __init__(
+        self,
+        *,
+        storage_id: _builtins.str = ...,
+        loglets: _abc.Iterable[Global___TrimLoglet] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loglets", b"loglets", "storage_id", b"storage_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrimRequest: _TypeAlias = TrimRequest  # noqa: Y015
+
+@_typing.final
+class TrimLoglet(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOGLET_FIELD_NUMBER: _builtins.int
+    LOCAL_START_FIELD_NUMBER: _builtins.int
+    local_start: _builtins.int
+    """First offset that is to be kept, inclusive. All below it is committed, and kept elsewhere or given up.
+    A batch that begins below it and ends above stays whole.
+    """
+    @_builtins.property
+    def loglet(self) -> _types_pb2.LogletId:
+        """What to trim; open, sealed or ended."""
+
+    def __init__(
+        self,
+        *,
+        loglet: _types_pb2.LogletId | None = ...,
+        local_start: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["loglet", b"loglet"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["local_start", b"local_start", "loglet", b"loglet"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrimLoglet: _TypeAlias = TrimLoglet  # noqa: Y015
+
+@_typing.final
+class TrimResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOGLETS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def loglets(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogletStatus]:
+        """Those that the server knows, in the order of the request. A local start below the one that was asked for:
+        the server does not know yet that all below that is committed; tell it (RaiseCommittedTail, TellEnds), and
+        ask again.
+        """
+
+    def __init__(
+        self,
+        *,
+        loglets: _abc.Iterable[Global___LogletStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loglets", b"loglets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrimResponse: _TypeAlias = TrimResponse  # noqa: Y015

@@ -30,6 +30,7 @@ class Namespace(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     CHANGED_MS_FIELD_NUMBER: _builtins.int
     EFFECTIVE_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     """Ends with "/", or is empty: of every log."""
     replicas: _builtins.int
@@ -48,6 +49,10 @@ class Namespace(_message.Message):
     def effective(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Setting]:
         """What a log gets that is created now right under the prefix, and from where."""
 
+    @_builtins.property
+    def retention(self) -> _types_pb2.Retention:
+        """How long records are kept; a field that is absent is inherited, 0 is no limit."""
+
     def __init__(
         self,
         *,
@@ -58,10 +63,11 @@ class Namespace(_message.Message):
         version: _builtins.int = ...,
         changed_ms: _builtins.int = ...,
         effective: _abc.Iterable[_types_pb2.Setting] | None = ...,
+        retention: _types_pb2.Retention | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_replicas", b"_replicas", "_write_quorum", b"_write_quorum", "replicas", b"replicas", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_replicas", b"_replicas", "_write_quorum", b"_write_quorum", "replicas", b"replicas", "retention", b"retention", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_replicas", b"_replicas", "_write_quorum", b"_write_quorum", "changed_ms", b"changed_ms", "effective", b"effective", "prefix", b"prefix", "replicas", b"replicas", "spread", b"spread", "version", b"version", "write_quorum", b"write_quorum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_replicas", b"_replicas", "_write_quorum", b"_write_quorum", "changed_ms", b"changed_ms", "effective", b"effective", "prefix", b"prefix", "replicas", b"replicas", "retention", b"retention", "spread", b"spread", "version", b"version", "write_quorum", b"write_quorum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__replicas: _TypeAlias = _typing.Literal["replicas"]  # noqa: Y015
     _WhichOneofArgType__replicas: _TypeAlias = _typing.Literal["_replicas", b"_replicas"]  # noqa: Y015
@@ -127,6 +133,7 @@ class SetNamespaceRequest(_message.Message):
     INHERIT_FIELD_NUMBER: _builtins.int
     EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     """Ends with "/", or is empty: of every log."""
     replicas: _builtins.int
@@ -145,6 +152,10 @@ class SetNamespaceRequest(_message.Message):
     def inherit(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of settings that are to be inherited from now on."""
 
+    @_builtins.property
+    def retention(self) -> _types_pb2.Retention:
+        """Set to this; a field that is absent is kept as it is, 0 is no limit."""
+
     def __init__(
         self,
         *,
@@ -155,10 +166,11 @@ class SetNamespaceRequest(_message.Message):
         inherit: _abc.Iterable[_builtins.str] | None = ...,
         expected_version: _builtins.int | None = ...,
         nonce: _builtins.str = ...,
+        retention: _types_pb2.Retention | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "_replicas", b"_replicas", "_write_quorum", b"_write_quorum", "expected_version", b"expected_version", "replicas", b"replicas", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "_replicas", b"_replicas", "_write_quorum", b"_write_quorum", "expected_version", b"expected_version", "replicas", b"replicas", "retention", b"retention", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "_replicas", b"_replicas", "_write_quorum", b"_write_quorum", "expected_version", b"expected_version", "inherit", b"inherit", "nonce", b"nonce", "prefix", b"prefix", "replicas", b"replicas", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "_replicas", b"_replicas", "_write_quorum", b"_write_quorum", "expected_version", b"expected_version", "inherit", b"inherit", "nonce", b"nonce", "prefix", b"prefix", "replicas", b"replicas", "retention", b"retention", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_version: _TypeAlias = _typing.Literal["expected_version"]  # noqa: Y015
     _WhichOneofArgType__expected_version: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version"]  # noqa: Y015

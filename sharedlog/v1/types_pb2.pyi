@@ -293,6 +293,10 @@ class LogDescription(_message.Message):
     SPREAD_FIELD_NUMBER: _builtins.int
     SEGMENT_COUNT_FIELD_NUMBER: _builtins.int
     CREATED_WITH_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    TRIMMED_FIELD_NUMBER: _builtins.int
+    ARCHIVED_END_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     log_id: _builtins.int
     """Unique for ever, over all logs that ever lived in the cluster."""
     name: _builtins.str
@@ -307,6 +311,12 @@ class LogDescription(_message.Message):
     """When the log was created, Unix time in milliseconds."""
     segment_count: _builtins.int
     """Segments of the whole chain; `chain` may hold fewer if the request asked for a part."""
+    start: _builtins.int
+    """Below this offset nothing can be read any more: it was purged. Never falls, like the next two."""
+    trimmed: _builtins.int
+    """Below this offset log servers may hold nothing any more: what is not purged is in the archive."""
+    archived_end: _builtins.int
+    """All from `start` up to this offset, exclusive, is in the archive; 0 if nothing is."""
     @_builtins.property
     def chain(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
         """In order of their offsets; only the last can be open."""
@@ -325,6 +335,10 @@ class LogDescription(_message.Message):
         of a namespace nor one of the log changes it. Empty for a log that is older than this field.
         """
 
+    @_builtins.property
+    def retention(self) -> Global___Retention:
+        """How long records are kept; absent: without any limit."""
+
     def __init__(
         self,
         *,
@@ -339,14 +353,61 @@ class LogDescription(_message.Message):
         spread: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         segment_count: _builtins.int = ...,
         created_with: _abc.Iterable[Global___Setting] | None = ...,
+        start: _builtins.int = ...,
+        trimmed: _builtins.int = ...,
+        archived_end: _builtins.int = ...,
+        retention: Global___Retention | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retention", b"retention"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "chain_version", b"chain_version", "created_ms", b"created_ms", "created_with", b"created_with", "log_id", b"log_id", "name", b"name", "nodes", b"nodes", "replicas", b"replicas", "segment_count", b"segment_count", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_end", b"archived_end", "chain", b"chain", "chain_version", b"chain_version", "created_ms", b"created_ms", "created_with", b"created_with", "log_id", b"log_id", "name", b"name", "nodes", b"nodes", "replicas", b"replicas", "retention", b"retention", "segment_count", b"segment_count", "spread", b"spread", "start", b"start", "trimmed", b"trimmed", "write_quorum", b"write_quorum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LogDescription: _TypeAlias = LogDescription  # noqa: Y015
+
+@_typing.final
+class Retention(_message.Message):
+    """How long a log keeps its records, and where. Of a log an absent field is no limit. Where something is asked for
+    or set, an absent field says nothing in particular, and 0 that there is to be no limit.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOCAL_BYTES_FIELD_NUMBER: _builtins.int
+    LOCAL_AGE_S_FIELD_NUMBER: _builtins.int
+    TOTAL_AGE_S_FIELD_NUMBER: _builtins.int
+    local_bytes: _builtins.int
+    """Kept on the log servers, in bytes of each copy; what is older is in the archive alone."""
+    local_age_s: _builtins.int
+    """Kept on the log servers, in seconds since the append; what is older is in the archive alone."""
+    total_age_s: _builtins.int
+    """Kept at all, in seconds since the append; not less than `local_age_s`."""
+    def __init__(
+        self,
+        *,
+        local_bytes: _builtins.int | None = ...,
+        local_age_s: _builtins.int | None = ...,
+        total_age_s: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_local_age_s", b"_local_age_s", "_local_bytes", b"_local_bytes", "_total_age_s", b"_total_age_s", "local_age_s", b"local_age_s", "local_bytes", b"local_bytes", "total_age_s", b"total_age_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_local_age_s", b"_local_age_s", "_local_bytes", b"_local_bytes", "_total_age_s", b"_total_age_s", "local_age_s", b"local_age_s", "local_bytes", b"local_bytes", "total_age_s", b"total_age_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__local_age_s: _TypeAlias = _typing.Literal["local_age_s"]  # noqa: Y015
+    _WhichOneofArgType__local_age_s: _TypeAlias = _typing.Literal["_local_age_s", b"_local_age_s"]  # noqa: Y015
+    _WhichOneofReturnType__local_bytes: _TypeAlias = _typing.Literal["local_bytes"]  # noqa: Y015
+    _WhichOneofArgType__local_bytes: _TypeAlias = _typing.Literal["_local_bytes", b"_local_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__total_age_s: _TypeAlias = _typing.Literal["total_age_s"]  # noqa: Y015
+    _WhichOneofArgType__total_age_s: _TypeAlias = _typing.Literal["_total_age_s", b"_total_age_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__local_age_s) -> _WhichOneofReturnType__local_age_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__local_bytes) -> _WhichOneofReturnType__local_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total_age_s) -> _WhichOneofReturnType__total_age_s | None: ...
+
+Global___Retention: _TypeAlias = Retention  # noqa: Y015
 
 @_typing.final
 class Record(_message.Message):
@@ -508,9 +569,9 @@ class Setting(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """"replicas", "write_quorum" or "spread"."""
+    """"replicas", "write_quorum", "spread", "local_bytes", "local_age" or "total_age"."""
     value: _builtins.str
-    """As a person would type it: "3", "zone:2,node:3"; empty: none."""
+    """As a person would type it: "3", "zone:2,node:3", "10GiB", "7d"; empty: none."""
     source: _builtins.str
     """"create": asked for by who created the log. "namespace:PREFIX". "default": nobody said."""
     def __init__(
