@@ -25,6 +25,7 @@
     ├── Unreachable                no connection, or it broke
     ├── DeadlineExceeded           no answer in time
     │   └── NotAppended            an append ran out of time before any session took it
+    ├── Purged                     the records are below the log's start; carries the start
     ├── DataLoss                   every replica that should hold the records lost or damaged them
     ├── CorruptBatch               bytes that are no batch, or whose checksum does not match
     ├── CodecUnavailable           a batch can't be compressed or decompressed here: install it
@@ -38,6 +39,10 @@
     ├── StoreFailed                the disk failed; the process stops
     ├── VersionMismatch            a compare-and-swap lost
     ├── MetadataUnavailable        the metadata store does not answer; a change may have been made
+    ├── ObjectNotFound             the archive has no object of this key
+    ├── SwapConflict               a compare-and-swap in the archive found another value
+    ├── ArchiveUnavailable         the archive does not answer; a change may have been made
+    ├── ArchiveUnsuitable          the archive refuses, or lacks what is needed: a person must act
     └── ProtocolError              the peer broke the protocol, or met an error of its own
 
 **Definite and indefinite.** An append that raises `AppendIndefinite` may be in the log. An append
@@ -380,6 +385,20 @@ class NotAppended(DeadlineExceeded):
     advice = "append again, or allow more time; the message says what kept it"
 
 
+class Purged(SharedLogError):
+    """The log has nothing at `offset` any more: it was purged, as all below `start` was."""
+
+    outcome = "definite"
+    fault = "state"
+    advice = "start at `start`, the first offset that is not purged"
+    grpc_status = "OUT_OF_RANGE"
+
+    def __init__(self, *, offset: int, start: int) -> None:
+        super().__init__(f"offset {offset} is below the log's start: it begins at {start}")
+        self.offset = offset
+        self.start = start
+
+
 class DataLoss(SharedLogError):
     """Records [first, end) can't be read from any replica that should hold them."""
 
@@ -508,6 +527,58 @@ class MetadataUnavailable(SharedLogError):
     advice = "try again; see to the metadata store"
     retryable = True
     grpc_status = "UNAVAILABLE"
+
+
+class ObjectNotFound(SharedLogError):
+    """The archive has no object of this key."""
+
+    outcome = "definite"
+    fault = "state"
+    advice = "read the manifest again: the object may have been purged; else it is lost"
+    grpc_status = "NOT_FOUND"
+
+    def __init__(self, message: str, *, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class SwapConflict(SharedLogError):
+    """A compare-and-swap in the archive found another value than the expected one.
+
+    The caller's value is not there now. It may have been for a moment, seen by whoever replaced it:
+    requests are repeated below us, and what is told is the last one's answer. `actual` is the
+    version that is there, None for no object.
+    """
+
+    outcome = "indefinite"
+    advice = "read the value again and decide anew"
+    grpc_status = "ABORTED"
+
+    def __init__(self, message: str, *, key: str, actual: str | None) -> None:
+        super().__init__(message)
+        self.key = key
+        self.actual = actual
+
+
+class ArchiveUnavailable(SharedLogError):
+    """The archive did not answer, or can't now. A change that was asked for may have been made."""
+
+    outcome = "indefinite"
+    advice = "try again; see to the archive, which the message names"
+    retryable = True
+    grpc_status = "UNAVAILABLE"
+
+
+class ArchiveUnsuitable(SharedLogError):
+    """The archive denies what is asked, is not there, or lacks a property that is relied on.
+
+    Trying again does not help until somebody has changed the archive, the permissions or the
+    configuration; the message says what is missing.
+    """
+
+    outcome = "indefinite"
+    advice = "mend what the message names: permissions, bucket or folder, or [archive]"
+    grpc_status = "FAILED_PRECONDITION"
 
 
 class ProtocolError(SharedLogError):

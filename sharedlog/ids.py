@@ -7,7 +7,7 @@ run time. Everything that two packages name lives here, at the bottom of the imp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NewType
+from typing import Final, NewType
 
 LogId = NewType("LogId", int)
 """Unsigned 64 bits, random, unique for ever; a log made anew under an old name has another."""
@@ -20,6 +20,9 @@ NodeId = NewType("NodeId", str)
 
 StorageId = NewType("StorageId", str)
 """Identity of one log server's store, 32 hex digits, random, written when the store is created."""
+
+ARCHIVE_PREFIX: Final = "archive@"
+"""How the storage_id begins under which a node serves what is archived: no store's does."""
 
 Generation = NewType("Generation", int)
 """Counts a node's process starts, from 1."""

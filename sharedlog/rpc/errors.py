@@ -9,11 +9,14 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Final, TypeVar
 
-from sharedlog import errors
+from sharedlog import archive_errors, errors
 from sharedlog.errors import ProtocolError, SharedLogError
 from sharedlog.v1 import types_pb2
 
 _T = TypeVar("_T")
+
+_LOADED: Final = (errors, archive_errors)
+"""Where the classes are that a peer may raise; servers have some more."""
 
 TEXT_BYTES_MAX: Final = 1_000
 """UTF-8 bytes of a message, and of a field's text; longer ones are cut."""

@@ -9,8 +9,10 @@ from google.protobuf.message import Message
 from sharedlog.rpc.transport import Method
 from sharedlog.v1 import (
     admin_pb2,
+    archive_pb2,
     cluster_pb2,
     cursor_pb2,
+    history_pb2,
     log_pb2,
     log_server_pb2,
     namespace_pb2,
@@ -43,6 +45,9 @@ CREATE_LOG = proto_method(
 )
 DESCRIBE_LOG = proto_method(
     "LogService/DescribeLog", log_pb2.DescribeLogRequest, log_pb2.DescribeLogResponse
+)
+SET_RETENTION = proto_method(
+    "LogService/SetRetention", log_pb2.SetRetentionRequest, log_pb2.SetRetentionResponse
 )
 LIST_LOGS = proto_method("LogService/ListLogs", log_pb2.ListLogsRequest, log_pb2.ListLogsResponse)
 APPEND = proto_method("LogService/Append", log_pb2.AppendRequest, log_pb2.AppendResponse)
@@ -91,6 +96,9 @@ DIGEST = proto_method(
 )
 FIND_TIME = proto_method(
     "LogServerService/FindTime", log_server_pb2.FindTimeRequest, log_server_pb2.FindTimeResponse
+)
+TRIM = proto_method(
+    "LogServerService/Trim", log_server_pb2.TrimRequest, log_server_pb2.TrimResponse
 )
 PING = proto_method("ClusterService/Ping", cluster_pb2.PingRequest, cluster_pb2.PingResponse)
 REPORT_SUSPECT = proto_method(
@@ -153,4 +161,50 @@ LIST_CURSORS = proto_method(
 )
 DELETE_CURSOR = proto_method(
     "CursorService/DeleteCursor", cursor_pb2.DeleteCursorRequest, cursor_pb2.DeleteCursorResponse
+)
+OFFLOAD_LOG = proto_method(
+    "ArchiveService/OffloadLog",
+    archive_pb2.OffloadLogRequest,
+    archive_pb2.OffloadLogResponse,
+    streaming=True,
+)
+TRIM_LOG = proto_method(
+    "ArchiveService/TrimLog",
+    archive_pb2.TrimLogRequest,
+    archive_pb2.TrimLogResponse,
+    streaming=True,
+)
+PURGE_LOG = proto_method(
+    "ArchiveService/PurgeLog", archive_pb2.PurgeLogRequest, archive_pb2.PurgeLogResponse
+)
+DESCRIBE_ARCHIVE = proto_method(
+    "ArchiveService/DescribeArchive",
+    archive_pb2.DescribeArchiveRequest,
+    archive_pb2.DescribeArchiveResponse,
+)
+VERIFY_ARCHIVE = proto_method(
+    "ArchiveService/VerifyArchive",
+    archive_pb2.VerifyArchiveRequest,
+    archive_pb2.VerifyArchiveResponse,
+    streaming=True,
+)
+SWEEP_ARCHIVE = proto_method(
+    "ArchiveService/SweepArchive",
+    archive_pb2.SweepArchiveRequest,
+    archive_pb2.SweepArchiveResponse,
+    streaming=True,
+)
+FORK_LOG = proto_method(
+    "HistoryService/ForkLog", history_pb2.ForkLogRequest, history_pb2.ForkLogResponse
+)
+RESTORE_ARCHIVE = proto_method(
+    "HistoryService/RestoreArchive",
+    history_pb2.RestoreArchiveRequest,
+    history_pb2.RestoreArchiveResponse,
+    streaming=True,
+)
+LIST_ARCHIVED_CLUSTERS = proto_method(
+    "HistoryService/ListArchivedClusters",
+    history_pb2.ListArchivedClustersRequest,
+    history_pb2.ListArchivedClustersResponse,
 )
