@@ -16,9 +16,10 @@ version.
     chain_encoding.py    long chains, small and cheap     embedded.py  LMDB here (embedded_db.py)
     quorum.py            which sets decide what           service.py   that store served over gRPC
     core.py              the pure rules                   remote.py    and reached
-    reconfiguration.py   what the next segment is         watching.py  bookkeeping of watches
-    registry.py          register, create, change         url.py       which store, by its URL
-    view.py              a node's picture of the cluster  lease.py     who is the controller
+    archive_rules.py     what is archived, trimmed, gone  watching.py  bookkeeping of watches
+    reconfiguration.py   what the next segment is         url.py       which store, by its URL
+    registry.py          register, create, change         lease.py     who is the controller
+    archive_registry.py  raise what is archived, trimmed  view.py      a node's picture of all this
 
 It is not on the append or read path: with the store down, appends and reads go on, and only
 changes of nodes and chains wait.

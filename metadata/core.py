@@ -25,7 +25,8 @@ inputs give the same placement. Nodes that are not read-write get neither.
 - each closed segment has `base < end`, and the next one's base is its end: offsets are dense;
 - indexes grow from segment to segment, and may skip (an empty segment is replaced, index + 1);
 - timestamps never fall from segment to segment (field note 43);
-- a nodeset names each node once, and is a write quorum;
+- a nodeset names each node once, and is a write quorum; only a first segment that is wholly in the
+  archive has none (`history_rules.py`);
 - what a segment has lost lies within it, in order, without overlap.
 
 A change (`check_chain_change`) keeps all that names the log. What is wanted of later segments may
@@ -39,6 +40,8 @@ over what it had lost. A segment keeps everything for ever, but for this:
   never lowered: the copies that were promised stay promised. It may shrink to the replicas that the
   log wants by now, not below, and never below its write quorum;
 - what it has lost may grow, never shrink.
+
+What is archived, trimmed and purged only grows, and no segment ends below (`archive_rules.py`).
 
 A change that does not touch the closed segments costs one comparison of two tuples whose elements
 are identical, however long the chain is, and checks only what is new.
@@ -63,6 +66,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Final
 
+from metadata.archive_rules import check_offsets, check_offsets_change
+from metadata.history_rules import check_archived_segment
 from metadata.quorum import QuorumRule, format_spread, make_spread, place_of
 from metadata.records import (
     STATE_READ_WRITE,
@@ -76,6 +81,7 @@ from metadata.records import (
 from sharedlog.errors import InvalidArgument, InvalidLogName, LogUnavailable
 from sharedlog.ids import Generation, LogId, NodeId, Offset, SequencerId
 from sharedlog.limits import LOG_NAME_CHARS_MAX, REPLICAS_MAX
+from sharedlog.retention import NO_RETENTION, Retention, check_retention
 
 ROLE_LOG_SERVER: Final = "log-server"
 ROLE_SEQUENCER: Final = "sequencer"
@@ -324,12 +330,13 @@ def new_log_record(
     prefer: NodeId | None = None,
     spread: Spread = (),
     created_with: CreatedWith = (),
+    retention: Retention = NO_RETENTION,
 ) -> LogRecord:
     """A log with its first segment, open at offset 0. `write_quorum` 0 takes the majority.
 
     Raises:
-        InvalidLogName, InvalidArgument: name, quorum or spread. LogUnavailable: too few nodes are
-        alive.
+        InvalidLogName, InvalidArgument: name, quorum, spread or retention. LogUnavailable: too few
+        nodes are alive.
     """
     check_log_name(name)
     quorum = effective_write_quorum(replicas=replicas, write_quorum=write_quorum)
@@ -353,6 +360,7 @@ def new_log_record(
         chain=(first,),
         spread=spread,
         created_with=created_with,
+        retention=retention.limits(),
     )
     check_chain(record)
     return record
@@ -366,6 +374,8 @@ def next_generation(previous: NodeRecord | None) -> Generation:
 def check_chain(log: LogRecord) -> None:
     """Raises `InvalidArgument` if the chain breaks an invariant of the module's docstring."""
     check_quorum(replicas=log.replicas, write_quorum=log.write_quorum, spread=log.spread)
+    check_retention(log.retention)
+    check_offsets(log)
     if not log.chain:
         raise _bad(log, "has no segment")
     _check_links(log, log.chain)
@@ -391,6 +401,7 @@ def check_chain_change(old: LogRecord, new: LogRecord) -> None:
                 _check_closed_change(new, was, now)
     _check_links(new, new.chain[max(closed - 1, 0) :])
     _check_open_change(new, old.open_segment, new.chain[closed:])
+    check_offsets_change(old, new)
 
 
 def chain_too_long(log: LogRecord) -> str:
@@ -419,7 +430,10 @@ def _check_links(log: LogRecord, chain: Sequence[Segment]) -> None:
 
 def _check_segment(log: LogRecord, segment: Segment) -> None:
     try:
-        check_nodeset(segment.nodeset, segment.write_quorum, segment.spread)
+        if segment.is_archived:
+            check_archived_segment(log, segment)
+        else:
+            check_nodeset(segment.nodeset, segment.write_quorum, segment.spread)
     except InvalidArgument as error:
         raise _bad(log, f"has a segment {segment.index} that can't be: {error}") from error
     reached = segment.base
@@ -436,6 +450,8 @@ def _check_closed_change(log: LogRecord, was: Segment, now: Segment) -> None:
         raise _bad(log, f"changes closed segment {was.index}")
     if now.write_quorum < was.write_quorum:
         raise _bad(log, f"lowers the write quorum of closed segment {was.index}")
+    if was.is_archived != now.is_archived:
+        raise _bad(log, f"gives segment {was.index} replicas, or takes all of them")
     if len(now.nodeset) < min(len(was.nodeset), log.replicas):
         raise _bad(log, f"takes replicas from closed segment {was.index}")
     _check_lost_grows(log, was, now)

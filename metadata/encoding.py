@@ -12,7 +12,7 @@ first, a list of objects, it is still read.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -38,7 +38,8 @@ from metadata.records import (
 )
 from metadata.store import Entry
 from sharedlog.checksum import crc32c
-from sharedlog.ids import LogId, NodeId
+from sharedlog.ids import LogId, NodeId, Offset
+from sharedlog.retention import NO_RETENTION, Retention
 
 
 class _LogValue(msgspec.Struct):
@@ -54,6 +55,10 @@ class _LogValue(msgspec.Struct):
     spread: Spread = ()
     change_nonce: str = ""
     created_with: CreatedWith = ()
+    start: Offset = Offset(0)
+    trimmed: Offset = Offset(0)
+    archived_end: Offset = Offset(0)
+    retention: Retention = NO_RETENTION
 
 
 _Plain = ClusterRecord | LeaseRecord | NodeRecord | NamespaceRecord | CursorRecord
@@ -64,6 +69,7 @@ Record = TypeVar(
 _CHECKSUM_CHARS: Final = 8
 
 _LOG_FIELDS: Final = tuple(it.name for it in fields(LogRecord) if it.name != "chain")
+_SELDOM_FIELDS: Final = ("start", "trimmed", "archived_end", "retention")
 
 _encode_json: Final = msgspec.json.Encoder().encode
 _cluster_decoder: Final = msgspec.json.Decoder(ClusterRecord)
@@ -131,8 +137,18 @@ def decode_node(entry: Entry) -> NodeRecord:
 
 def encode_log(record: LogRecord) -> bytes:
     """The value of the key `log_key(record.name)`."""
-    head = {name: getattr(record, name) for name in _LOG_FIELDS}
-    return _seal(log_key(record.name), head | {"chain": encode_chain(record.chain)})
+    head = {name: getattr(record, name) for name in _LOG_FIELDS if name not in _SELDOM_FIELDS}
+    seldom = _written_seldom(record)
+    return _seal(log_key(record.name), head | seldom | {"chain": encode_chain(record.chain)})
+
+
+def _written_seldom(record: LogRecord) -> dict[str, Any]:
+    """What most logs don't have costs those nothing."""
+    written = {name: getattr(record, name) for name in _SELDOM_FIELDS if name != "retention"}
+    written["retention"] = {
+        name: amount for name, amount in asdict(record.retention).items() if amount
+    }
+    return {name: value for name, value in written.items() if value}
 
 
 def decode_log(entry: Entry, decoder: ChainDecoder | None = None) -> LogRecord:

@@ -10,6 +10,9 @@ default, and a write quorum that nobody sets is the majority of the replicas.
     "team/tmp/"   replicas 1, spread none          team/tmp/x: replicas 1, write quorum 1, no spread
                                                    team/jobs:  replicas 3, write quorum 2, zone:2
 
+How long records are kept (`sharedlog/retention.py`) are three settings more, which nobody need set:
+without limit by default. A namespace that says 0 ends a limit that a shorter one sets.
+
 **Each setting by itself.** A write quorum of 2 that "team/" sets holds for "team/big/", which sets
 5 replicas, and 2 of 5 is no majority. What can't be together is refused when it is set, with where
 each part comes from: a change is checked against everything at and below its prefix
@@ -17,7 +20,8 @@ each part comes from: a change is checked against everything at and below its pr
 value of its own in the metadata store; should they contradict, creating a log says so.
 
 **At creation only.** The log keeps what was in force then, and from where (`created_with`). Later
-changes of a namespace do not change existing logs: `log reconfigure` does.
+changes of a namespace do not change existing logs: `log reconfigure` and `log set` do. A log does
+not keep of a limit that nobody set that it was not set: most logs have none.
 
 Pure functions of records. `namespace_registry.py` has the procedures over a store.
 """
@@ -27,15 +31,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from metadata.core import check_quorum, majority
 from metadata.quorum import format_spread, make_spread
 from metadata.records import CreatedWith, NamespaceRecord, Spread
 from sharedlog.errors import InvalidArgument
 from sharedlog.limits import LOG_NAME_CHARS_MAX, NAMESPACES_MAX
+from sharedlog.retention import (
+    NO_LIMIT,
+    NO_RETENTION,
+    RETENTION_SETTINGS,
+    Retention,
+    amount_text,
+    check_retention,
+)
 
-SETTINGS: Final = ("replicas", "write_quorum", "spread")
+PLACEMENT_SETTINGS: Final = ("replicas", "write_quorum", "spread")
+SETTINGS: Final = (*PLACEMENT_SETTINGS, *RETENTION_SETTINGS)
 """Names of the settings, in the order in which they are told."""
 
 ASKED: Final = "create"
@@ -53,6 +66,7 @@ class Asked:
     replicas: int | None = None
     write_quorum: int | None = None
     spread: Spread | None = None
+    retention: Retention = NO_RETENTION
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,25 +84,48 @@ class Settings:
     replicas: Sourced[int]
     write_quorum: Sourced[int]
     spread: Sourced[Spread]
+    limits: Mapping[str, Sourced[int]]  # by the names in `RETENTION_SETTINGS`, in that order
+
+    @property
+    def retention(self) -> Retention:
+        """As a log has it."""
+        fields = {RETENTION_SETTINGS[name]: it.value for name, it in self.limits.items()}
+        return Retention(**fields).limits()
 
     def told(self) -> CreatedWith:
-        """As a log keeps it."""
+        """Each setting, its value as it is typed, and its source."""
+        return self._told_placement() + self._told_retention()
+
+    def kept(self) -> CreatedWith:
+        """As a log keeps it: without the limits that nobody has set."""
+        set_by_somebody = [it for it in self._told_retention() if it[2] != DEFAULT]
+        return (*self._told_placement(), *set_by_somebody)
+
+    def _told_placement(self) -> CreatedWith:
         return (
             ("replicas", str(self.replicas.value), self.replicas.source),
             ("write_quorum", str(self.write_quorum.value), self.write_quorum.source),
             ("spread", format_spread(self.spread.value), self.spread.source),
         )
 
+    def _told_retention(self) -> CreatedWith:
+        return tuple(
+            (name, amount_text(name, it.value), it.source) for name, it in self.limits.items()
+        )
+
     def check(self) -> None:
         """Raises `InvalidArgument`, with the reason and the sources, for what can't be."""
+        told = self._told_placement()
         try:
             check_quorum(
                 replicas=self.replicas.value,
                 write_quorum=self.write_quorum.value,
                 spread=self.spread.value,
             )
+            told = self._told_retention()
+            check_retention(self.retention)
         except InvalidArgument as error:
-            named = [f"{name} {value or 'none'} ({source})" for name, value, source in self.told()]
+            named = [f"{name} {value or 'none'} ({source})" for name, value, source in told]
             raise InvalidArgument(f"{error}; in force are {', '.join(named)}") from error
 
 
@@ -99,6 +136,7 @@ class NamespaceChange:
     replicas: int | None = None
     write_quorum: int | None = None
     spread: Spread | None = None
+    retention: Retention = NO_RETENTION
     inherit: Sequence[str] = ()
 
 
@@ -138,11 +176,20 @@ def settings_of(
     replicas = _first(asked.replicas, [(it.prefix, it.replicas) for it in inherited])
     quorum = _first(asked.write_quorum, [(it.prefix, it.write_quorum) for it in inherited])
     spread = _first(asked.spread, [(it.prefix, it.spread) for it in inherited])
+    limits = {
+        name: _first(
+            asked.retention.amount(name),
+            [(it.prefix, it.retention.amount(name)) for it in inherited],
+        )
+        or Sourced(NO_LIMIT, DEFAULT)
+        for name in RETENTION_SETTINGS
+    }
     replicas = replicas or Sourced(default_replicas, DEFAULT)
     settings = Settings(
         replicas,
         quorum or Sourced(majority(replicas.value), DEFAULT),
         spread or Sourced((), DEFAULT),
+        limits,
     )
     settings.check()
     return settings
@@ -168,23 +215,38 @@ def changed(
     """The namespace's record after the change.
 
     Raises:
-        InvalidArgument: prefix, spread, or a setting that is unknown or both set and inherited.
+        InvalidArgument: prefix, spread, an amount, or a setting that is unknown or both set and
+        inherited.
     """
     check_prefix(prefix)
     unknown = [name for name in change.inherit if name not in SETTINGS]
     if unknown:
         known = ", ".join(SETTINGS)
         raise InvalidArgument(f"there is no setting {unknown[0]!r}; there are {known}")
+    check_retention(change.retention)
     record = present or NamespaceRecord(prefix=prefix, changed_ms=0, change_nonce="")
-    for name in SETTINGS:
-        value = getattr(change, name)
-        if value is not None and name in change.inherit:
-            raise InvalidArgument(f"{name} can't be both set and inherited")
-        if name == "spread" and value is not None:
-            value = make_spread(value)
+    both = [
+        name for name in SETTINGS if name in change.inherit and _value(change, name) is not None
+    ]
+    if both:
+        raise InvalidArgument(f"{both[0]} can't be both set and inherited")
+    for name in PLACEMENT_SETTINGS:
+        value = _value(change, name)
+        if name == "spread" and change.spread is not None:
+            value = make_spread(change.spread)
         if value is not None or name in change.inherit:
             record = replace(record, **{name: value})
-    return replace(record, changed_ms=changed_ms, change_nonce=nonce)
+    unset = {field: None for name, field in RETENTION_SETTINGS.items() if name in change.inherit}
+    return replace(
+        record,
+        retention=change.retention.over(replace(record.retention, **unset)),
+        changed_ms=changed_ms,
+        change_nonce=nonce,
+    )
+
+
+def _value(change: NamespaceChange, name: str) -> Any:
+    return change.retention.amount(name) if name in RETENTION_SETTINGS else getattr(change, name)
 
 
 def check_change(

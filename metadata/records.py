@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sharedlog.ids import Generation, LogId, LogletId, NodeId, Offset, SequencerId, StorageId
+from sharedlog.retention import NO_RETENTION, Retention
 
 STATE_READ_WRITE: Final = "read-write"
 STATE_DRAINING: Final = "draining"  # takes no new segments; what it has is moved away
@@ -54,6 +55,7 @@ class LeaseRecord:
 
 
 _NO_STORE: Final = StorageId("")
+_FIRST: Final = Offset(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +120,11 @@ class Segment:
     timestamp_ms: int = 0  # no batch of the segment has an earlier one
     lost: tuple[LostRange, ...] = ()  # in order
 
+    @property
+    def is_archived(self) -> bool:
+        """It is wholly in the archive, and no log server ever had it: see `history_rules.py`."""
+        return not self.nodeset
+
 
 CreatedWith = tuple[tuple[str, str, str], ...]
 """(setting, value, source) of each setting that was in force when a log was created: see
@@ -137,6 +144,7 @@ class NamespaceRecord:
     replicas: int | None = None
     write_quorum: int | None = None
     spread: Spread | None = None
+    retention: Retention = NO_RETENTION  # field by field; 0: no limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +163,10 @@ class CursorRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogRecord:
-    """A log and its chain: one value, so that a reconfiguration is one compare-and-swap."""
+    """A log and its chain: one value, so that a reconfiguration is one compare-and-swap.
+
+    `start`, `trimmed` and `archived_end` only grow; what they may be is in `archive_rules.py`.
+    """
 
     log_id: LogId
     name: str
@@ -167,6 +178,10 @@ class LogRecord:
     spread: Spread = ()  # wanted of each new segment
     change_nonce: str = ""  # of the last change: tells whose it was when an answer got lost
     created_with: CreatedWith = ()  # stays as it was, whatever is changed later
+    start: Offset = _FIRST  # below it nothing can be read any more: it was purged
+    trimmed: Offset = _FIRST  # log servers may drop what ends at or below it
+    archived_end: Offset = _FIRST  # all of [start, archived_end) is in the archive
+    retention: Retention = NO_RETENTION  # None: no limit
 
     @property
     def open_segment(self) -> Segment:

@@ -22,6 +22,7 @@ from metadata.core import (
     ROLES,
     Load,
     chain_too_long,
+    check_chain,
     check_chain_change,
     check_log_name,
     check_node_id,
@@ -38,6 +39,7 @@ from metadata.encoding import (
     log_key,
     node_key,
 )
+from metadata.history_rules import ArchivedHistory, with_history
 from metadata.reconfiguration import Plan, end_segment
 from metadata.records import (
     CLUSTER_KEY,
@@ -66,6 +68,7 @@ from sharedlog.errors import (
 )
 from sharedlog.ids import Generation, LogId, NodeId, Offset, StorageId
 from sharedlog.limits import KIB, METADATA_VALUE_BYTES_MAX
+from sharedlog.retention import NO_RETENTION, Retention
 
 RACES_MAX: Final = 100
 """Lost races in a row after which a procedure gives up: one key is not changed that often."""
@@ -254,15 +257,19 @@ async def create_log(
     prefer: NodeId | None = None,
     spread: Spread = (),
     created_with: CreatedWith = (),
+    retention: Retention = NO_RETENTION,
+    history: ArchivedHistory | None = None,
 ) -> tuple[LogRecord, Version]:
     """Make a log, or find the one that an earlier try with the same `nonce` made (field note 50).
 
     `log_id` is 64 random bits, fresh for each call. `write_quorum` 0 takes the majority. With an
     empty nonce a repeated create can't be told from a second one. What a repeat asks for is not
-    compared with what the first one asked for.
+    compared with what the first one asked for. `history`: what it begins with; its manifest, under
+    `log_id`, names that already.
 
     Raises:
-        LogExists: made by another create. InvalidLogName, InvalidArgument: name, quorum or spread.
+        LogExists: made by another create.
+        InvalidLogName, InvalidArgument: name, quorum, spread or retention.
         LogUnavailable: too few nodes are alive. MetadataUnavailable: it may or may not be made.
 
     **Cancellation:** the log may or may not be made; running it again with the same nonce is safe.
@@ -283,7 +290,11 @@ async def create_log(
             prefer=prefer,
             spread=spread,
             created_with=created_with,
+            retention=retention,
         )
+        if history is not None:
+            record = with_history(record, history)
+            check_chain(record)
     except SharedLogError as error:
         unable = error  # but an earlier try may have been able
     for _ in range(RACES_MAX):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -19,6 +20,7 @@ from metadata.records import ClusterRecord, LogRecord, NodeRecord, Replica, Segm
 from metadata.store import Entry, Version
 from sharedlog.checksum import crc32c
 from sharedlog.ids import Generation, LogId, NodeId, Offset, SequencerId, StorageId
+from sharedlog.retention import NO_RETENTION, Retention
 from sharedlog.rpc.errors import error_from_proto, error_to_proto
 
 NODE = NodeRecord(
@@ -71,6 +73,26 @@ def test_records_come_back_as_they_were() -> None:
     assert decode_cluster(entry("cluster", encode_cluster(cluster))) == cluster
     assert decode_node(entry("nodes/n1", encode_node(NODE))) == NODE
     assert decode_log(entry("logs/orders/eu", encode_log(LOG))) == LOG
+
+
+def test_what_most_logs_lack_costs_them_nothing_and_may_be_missing() -> None:
+    """Of what is archived and kept; a log of an earlier build has none of it."""
+    plain = encode_log(LOG)
+    for word in (b"start", b"trimmed", b"archived", b"retention"):
+        assert word not in plain
+    assert decode_log(entry("logs/orders/eu", plain)).retention is NO_RETENTION
+    full = replace(
+        LOG,
+        start=Offset(1),
+        trimmed=Offset(2**62),
+        archived_end=Offset(2**63),
+        retention=Retention(local_bytes=10**12, total_age_s=60),
+    )
+    assert decode_log(entry("logs/orders/eu", encode_log(full))) == full
+    assert json.loads(encode_log(full)[9:])["retention"] == {
+        "local_bytes": 10**12,
+        "total_age_s": 60,
+    }
 
 
 def test_a_value_is_a_line_that_a_person_can_read() -> None:

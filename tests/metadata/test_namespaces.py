@@ -33,6 +33,9 @@ from metadata.store import ABSENT, Entry, MetadataStore, Version
 from sharedlog.clock import SystemClock
 from sharedlog.errors import InvalidArgument, VersionMismatch
 from sharedlog.limits import LOG_NAME_CHARS_MAX, NAMESPACES_MAX
+from sharedlog.retention import NO_RETENTION, Retention
+
+DAY = 86_400
 
 
 def space(
@@ -40,12 +43,14 @@ def space(
     replicas: int | None = None,
     write_quorum: int | None = None,
     spread: Spread | None = None,
+    retention: Retention = NO_RETENTION,
 ) -> NamespaceRecord:
     return NamespaceRecord(
         prefix=prefix,
         replicas=replicas,
         write_quorum=write_quorum,
         spread=spread,
+        retention=retention,
         changed_ms=1,
         change_nonce="n",
     )
@@ -74,7 +79,7 @@ TREE = by_prefix(
 )
 def test_each_setting_comes_from_the_longest_prefix_that_sets_it(name: str, told: str) -> None:
     """Setting by setting; an empty spread is set, a missing one is inherited."""
-    found = settings_of(name, TREE, default_replicas=3).told()
+    found = settings_of(name, TREE, default_replicas=3).kept()
     assert ", ".join(f"{value} ({source})" for _, value, source in found) == told
 
 
@@ -91,6 +96,42 @@ def test_nobody_says_anything() -> None:
     found = settings_of("x", {}, default_replicas=4)
     assert (found.replicas.value, found.write_quorum.value, found.spread.value) == (4, 3, ())
     assert {source for _, _, source in found.told()} == {"default"}
+
+
+def test_limits_are_inherited_one_by_one_and_nobody_need_set_any() -> None:
+    """0 ends one that a shorter prefix sets; a log keeps what somebody said of it, and no more."""
+    tree = by_prefix(
+        space("", retention=Retention(local_bytes=10 << 30, total_age_s=30 * DAY)),
+        space("a/", retention=Retention(local_age_s=7 * DAY)),
+        space("a/b/", retention=Retention(local_bytes=0)),
+    )
+    found = settings_of("a/b/x", tree, default_replicas=3)
+    assert found.retention == Retention(local_age_s=7 * DAY, total_age_s=30 * DAY)
+    limits = (
+        ("local_bytes", "", "namespace:a/b/"),
+        ("local_age", "7d", "namespace:a/"),
+        ("total_age", "30d", "namespace:"),
+    )
+    assert found.told()[3:] == found.kept()[3:] == limits
+    asked = Asked(retention=Retention(total_age_s=0, local_age_s=60))
+    found = settings_of("x", tree, asked=asked, default_replicas=3)
+    assert found.retention == Retention(local_bytes=10 << 30, local_age_s=60)
+    assert found.told()[4:] == (("local_age", "1m", "create"), ("total_age", "", "create"))
+    found = settings_of("x", {}, default_replicas=3)
+    assert found.retention == NO_RETENTION
+    assert len(found.kept()) == 3
+    assert {source for _, _, source in found.told()[3:]} == {"default"}
+
+
+def test_limits_that_cannot_be_together_are_refused_with_their_sources() -> None:
+    """Wherever they come from; a namespace that makes one below it impossible, too."""
+    above = space("", retention=Retention(total_age_s=DAY))
+    below = space("a/", retention=Retention(local_age_s=2 * DAY))
+    with pytest.raises(InvalidArgument, match=r"total age of 1d is less than .* 2d") as refused:
+        settings_of("a/x", by_prefix(above, below), default_replicas=3)
+    assert "local_age 2d (namespace:a/), total_age 1d (namespace:)" in str(refused.value)
+    with pytest.raises(InvalidArgument, match="namespace 'a/' could not be any more"):
+        check_change(by_prefix(above, below), "", default_replicas=3)
 
 
 def test_a_combination_that_cannot_be_is_refused_with_its_sources() -> None:
@@ -204,6 +245,21 @@ async def test_a_change_keeps_what_it_does_not_name(store: EmbeddedMetadataStore
     assert (await fetch_namespaces(store))["a/"] == found
 
 
+async def test_limits_are_set_kept_ended_and_inherited_again(
+    store: EmbeddedMetadataStore,
+) -> None:
+    """Each by itself, as the other settings are."""
+    await put(store, "a/", NamespaceChange(retention=Retention(local_bytes=5, local_age_s=DAY)))
+    change = NamespaceChange(retention=Retention(total_age_s=DAY, local_bytes=0))
+    found = await put(store, "a/", change)
+    assert found.record.retention == Retention(local_bytes=0, local_age_s=DAY, total_age_s=DAY)
+    found = await put(store, "a/", NamespaceChange(replicas=3, inherit=("local_age",)))
+    assert found.record.retention == Retention(local_bytes=0, total_age_s=DAY)
+    found = await put(store, "a/", NamespaceChange(inherit=("total_age", "local_bytes")))
+    assert (found.record.retention, found.record.replicas) == (NO_RETENTION, 3)
+    assert (await fetch_namespaces(store))["a/"] == found
+
+
 async def test_a_change_waits_for_the_version_that_it_was_made_for(
     store: EmbeddedMetadataStore,
 ) -> None:
@@ -241,6 +297,12 @@ async def test_what_others_rest_on_is_not_deleted(store: EmbeddedMetadataStore) 
         (NamespaceChange(spread=(("town", 1),)), "no level"),
         (NamespaceChange(inherit=("colour",)), "no setting 'colour'"),
         (NamespaceChange(replicas=3, inherit=("replicas",)), "both set and inherited"),
+        (
+            NamespaceChange(retention=Retention(local_age_s=1), inherit=("local_age",)),
+            "local_age can't be both",
+        ),
+        (NamespaceChange(retention=Retention(local_bytes=-1)), "local_bytes is -1"),
+        (NamespaceChange(retention=Retention(local_age_s=2, total_age_s=1)), "less than"),
     ],
 )
 async def test_what_cannot_be_is_refused(
@@ -264,7 +326,13 @@ async def test_changes_at_once_are_all_made(store: EmbeddedMetadataStore) -> Non
 
 def test_a_record_survives_its_bytes_and_damage_is_found() -> None:
     """Set, empty and inherited stay three things; a flipped bit is no namespace."""
-    for record in (space("a/"), space("", 3, 2, ()), space("a/b/", None, None, (("zone", 2),))):
+    kept = Retention(local_bytes=0, total_age_s=5)
+    for record in (
+        space("x/", retention=kept),
+        space("a/"),
+        space("", 3, 2, ()),
+        space("a/b/", None, None, (("zone", 2),)),
+    ):
         value = encode_namespace(record)
         entry = Entry(namespace_key(record.prefix), value, Version(1))
         assert decode_namespace(entry) == record
