@@ -7,13 +7,14 @@ taken for a hole.
 
 Batches of a loglet come in order of their offsets; a batch that fills a hole is not kept, and a
 reader that meets its range while it is being committed is told of the hole and goes elsewhere.
-Bounded by bytes over all loglets; the oldest goes first, whichever loglet it belongs to.
+Bounded by bytes over all loglets; the oldest goes first, whichever loglet it belongs to. What is
+trimmed goes at once.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
+from collections import Counter, deque
 
 from loglet.store import PutBatch
 from sharedlog.ids import LogletId, Offset
@@ -41,6 +42,8 @@ class TailCache:
         self._bytes = 0
         self._runs: dict[LogletId, _Run] = {}
         self._arrivals: deque[tuple[LogletId, int]] = deque()
+        self._dropped: Counter[LogletId] = Counter()  # first arrivals of each that are gone already
+        # Invariant: the arrivals of a loglet, less those that are gone, are its run from the head.
 
     @property
     def size_bytes(self) -> int:
@@ -69,6 +72,7 @@ class TailCache:
         """The commit has failed: forget everything."""
         self._runs.clear()
         self._arrivals.clear()
+        self._dropped.clear()
         self._bytes = 0
 
     def read(self, loglet: LogletId, start: Offset, end: Offset, max_bytes: int) -> list[PutBatch]:
@@ -91,15 +95,46 @@ class TailCache:
             position = batch.end
         return found
 
+    def drop(self, loglet: LogletId, below: Offset) -> None:
+        """Forget the batches that end at or below `below`: they were trimmed, and have landed."""
+        run = self._runs.get(loglet)
+        while run is not None and run.ends[run.head] <= below:
+            batch = run.batches[run.head]
+            assert batch is not None, "batches from the head on are there"
+            self._bytes -= len(batch.placed)
+            self._dropped[loglet] += 1
+            run = self._behead(loglet, run)
+        if 2 * self._dropped.total() > len(self._arrivals):
+            self._forget_dropped()
+
+    def _forget_dropped(self) -> None:
+        """Let go of arrivals that are gone, before they are more than the others."""
+        kept: deque[tuple[LogletId, int]] = deque()
+        for loglet, size in self._arrivals:
+            if self._dropped[loglet]:
+                self._dropped[loglet] -= 1
+            else:
+                kept.append((loglet, size))
+        self._arrivals = kept
+        self._dropped.clear()
+
     def _evict(self) -> None:
         loglet, size = self._arrivals.popleft()
+        if self._dropped[loglet]:
+            self._dropped[loglet] -= 1
+            return
         self._bytes -= size
-        run = self._runs[loglet]
+        self._behead(loglet, self._runs[loglet])
+
+    def _behead(self, loglet: LogletId, run: _Run) -> _Run | None:
+        """Take a run's first batch away; returns the run if there are more."""
         run.batches[run.head] = None
         run.head += 1
         if run.head == len(run.ends):
             del self._runs[loglet]
-        elif run.head >= _EVICTED_MAX and 2 * run.head >= len(run.ends):
+            return None
+        if run.head >= _EVICTED_MAX and 2 * run.head >= len(run.ends):
             del run.ends[: run.head]
             del run.batches[: run.head]
             run.head = 0
+        return run

@@ -21,8 +21,8 @@ class LogServerConfig:
     or a small append waits behind bulk. At most `queue_bytes_max`."""
 
     pending_seals_max: int = 4_096
-    """Seals, and messages that tell segments' ends, that wait for the writer; further ones are
-    refused as overloaded. (Repairs that wait are bounded by `queue_bytes_max`.)"""
+    """Seals, and messages that tell segments' ends or trim, that wait for the writer; further ones
+    are refused as overloaded. (Repairs that wait are bounded by `queue_bytes_max`.)"""
 
     tail_cache_bytes: int = 16 * MIB
     """Newest batches that are kept in memory, so that followers do not touch the disk; beside them
@@ -45,6 +45,10 @@ class LogServerConfig:
 
     heartbeat_s: float = 1.0
     """An idle read stream tells the committed tail this often."""
+
+    sweep_wait_s: float = 0.02
+    """What was trimmed is deleted a little with each commit; when none comes along for so long,
+    with one of its own. Positive."""
 
     overloaded_retry_s: float = 0.5
     """What an overloaded answer tells the caller to wait."""
@@ -77,8 +81,8 @@ class LogServerConfig:
             raise InvalidArgument("pending_seals_max and open_reads_max must be at least 1")
         if not 1 <= self.read_threads <= 64:
             raise InvalidArgument("read_threads must be between 1 and 64")
-        if min(self.heartbeat_s, self.overloaded_retry_s) <= 0:
-            raise InvalidArgument("heartbeat_s and overloaded_retry_s must be positive")
+        if min(self.heartbeat_s, self.overloaded_retry_s, self.sweep_wait_s) <= 0:
+            raise InvalidArgument("heartbeat_s, overloaded_retry_s, sweep_wait_s must be positive")
         sizes = ("tail_cache_bytes", "page_cache_bytes", "store_bytes_max", "reserve_bytes")
         if min(getattr(self, name) for name in sizes) < 0:
             raise InvalidArgument(f"{', '.join(sizes)} must not be negative")

@@ -51,7 +51,10 @@ They are applied in memory, only ever rise, and write nothing by themselves. The
 what is held. A sealed loglet takes them too: they are true, and the model was checked with it. One
 beyond a told end is passed over.
 
-Deliberately not here: trim and tombstones; reads; anything that waits.
+**Trims** raise the local start, as far as is known to be committed (`loglet/trim_rules.py`). What
+is stored or repaired below it is answered as held, and not written: it was committed.
+
+Deliberately not here: tombstones; the deletion of what was trimmed; reads; anything that waits.
 """
 
 from __future__ import annotations
@@ -86,9 +89,12 @@ from loglet.messages import (
     StoreResponse,
     TellEndsRequest,
     TellEndsResponse,
+    TrimLoglets,
+    TrimmedLoglets,
 )
 from loglet.repair_rules import repair
 from loglet.store import LogletState, PutBatch, PutLoglet
+from loglet.trim_rules import trim
 from sharedlog.batch import Placement, check_placed, parse_placement
 from sharedlog.errors import (
     CorruptBatch,
@@ -171,7 +177,9 @@ class LogServerCore:
             plan.checked.append(found)
             for placement, _ in found:
                 state = self._loglets.get(placement.loglet)
-                if state is not None and placement.first < state.local_tail:
+                if state is None or placement.end <= state.local_start:
+                    continue
+                if placement.first < state.local_tail:
                     wanted = LookUp(
                         placement.loglet, Offset(max(placement.first - 1, 0)), placement.end
                     )
@@ -213,6 +221,8 @@ class LogServerCore:
                 return repair(self._loglets.get(request.loglet), request, checked, group)
             case TellEndsRequest():
                 return self._tell_ends(request, group)
+            case TrimLoglets():
+                return self._trim(request, group)
         assert_never(request)
 
     def refuse(self, plan: Plan, error: StoreReadOnly) -> list[Answer]:
@@ -363,7 +373,12 @@ class LogServerCore:
         elif not state.sealed:
             state.sealed = True
             group.decision.writes.append(_record(state))
-        return SealResponse(state.local_tail, state.committed_tail, state.last_timestamp_ms)
+        return SealResponse(
+            state.local_tail,
+            state.committed_tail,
+            state.last_timestamp_ms,
+            local_start=state.local_start if state.local_start > state.base else Offset(0),
+        )
 
     def _tell_ends(
         self, request: TellEndsRequest, group: Group
@@ -387,12 +402,28 @@ class LogServerCore:
                 group.decision.advanced.add(loglet)
         return refused or TellEndsResponse()
 
+    def _trim(self, request: TrimLoglets, group: Group) -> TrimmedLoglets:
+        """Raise local starts; the answer has copies, of this point of the queue."""
+        answer = TrimmedLoglets()
+        for loglet, local_start in request.starts:
+            state = self._loglets.get(loglet)
+            if state is None:
+                continue
+            committed_tail = state.committed_tail
+            if trim(state, local_start):
+                group.decision.writes.append(_record(state))
+                group.decision.trimmed[loglet] = state.local_start
+                if state.committed_tail > committed_tail:
+                    group.decision.advanced.add(loglet)
+            answer.loglets.append(replace(state))
+        return answer
+
     def check_invariants(self) -> None:
         """Assert what must hold between any two groups."""
         for loglet, state in self._loglets.items():
             assert state.loglet == loglet
             assert 0 <= state.base <= state.local_start <= state.local_tail
-            assert state.base <= state.committed_tail
+            assert state.local_start <= state.committed_tail
             assert state.sealed or state.opened_by is not None, "created by a seal, so sealed"
             assert state.told_end is None or state.committed_tail <= state.told_end
             was = self._seen.get(loglet)
@@ -457,4 +488,5 @@ def _record(state: LogletState) -> PutLoglet:
         state.sealed,
         state.local_start,
         state.told_end,
+        state.last_timestamp_ms if state.local_start > state.base else 0,
     )

@@ -5,14 +5,16 @@ with it every batch is read and compared with its checksums, on the store's own 
 are. It comes in pages, each bounded in batches, ranges and bytes, so that a look at a whole loglet
 neither grows without bound nor keeps readers from the disk.
 
-Records at or beyond a told end are in no log: a digest does not list them. It never lists what is
+Records at or beyond a told end are in no log, and those below the local start were trimmed: a
+digest lists neither. It never lists what is
 not on disk yet either: whoever takes a running commit for a hole would begin to fill it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from loglet.held import joined
@@ -48,8 +50,15 @@ class DigestService:
         self._store = store
         self._metrics = metrics
 
-    async def page(self, state: LogletState, request: DigestRequest) -> DigestResponse:
-        """One page of a loglet whose `state` is on disk. **Cancellation:** ends the look-up.
+    async def page(
+        self, state: LogletState, request: DigestRequest, *, now: Callable[[], LogletState]
+    ) -> DigestResponse:
+        """One page of a loglet whose `state` is on disk; `now`: how it stands at any later time.
+
+        What is trimmed while the disk is read may be missing from what was read. So the local start
+        that is told, and from which on it is listed, is that of after.
+
+        **Cancellation:** ends the look-up.
 
         Raises:
             StoreFailed: the disk can't be read.
@@ -59,23 +68,26 @@ class DigestService:
         if state.told_end is not None:
             there = min(there, state.told_end)
         end = Offset(request.end) if request.HasField("end") else there
-        found = await self._scan_page(state.loglet, start, min(end, there), verify=request.verify)
+        found = await self._scan_page(
+            state.loglet, max(start, state.local_start), min(end, there), verify=request.verify
+        )
+        kept = now().local_start
         whole = _with_few_ranges(found)
         if len(whole) < len(found) or (whole and whole[-1].end < min(end, there)):
             following = whole[-1].end
         else:
             following = max(start, end)
         answer = DigestResponse(
-            held=ranges_to_proto(_within(whole, start, following)),
+            held=ranges_to_proto(_within(whole, max(start, kept), following)),
             next=following,
-            status=loglet_status(state),
+            status=loglet_status(replace(state, local_start=max(state.local_start, kept))),
             bytes=sum(batch.size for batch in found),
         )
         if request.verify:
             damaged = [it for it in whole if it.placement_bytes is None]
-            answer.damaged.extend(ranges_to_proto(_within(damaged, start, following)))
+            answer.damaged.extend(ranges_to_proto(_within(damaged, max(start, kept), following)))
             for batch in whole:
-                if batch.placement_bytes is not None:
+                if batch.placement_bytes is not None and batch.end > kept:
                     answer.batch_firsts.append(batch.first)
                     answer.batch_checksums.append(
                         int.from_bytes(batch.placement_bytes[:4], "little")
@@ -139,4 +151,5 @@ def _with_few_ranges(found: Sequence[HeldBatch]) -> Sequence[HeldBatch]:
 
 def _within(batches: Sequence[HeldBatch], start: Offset, end: Offset) -> Iterator[Range]:
     """Their ranges as far as they lie in [start, end), joined."""
-    yield from joined((max(it.first, start), min(it.end, end)) for it in batches)
+    clipped = ((max(it.first, start), min(it.end, end)) for it in batches)
+    yield from joined((first, last) for first, last in clipped if first < last)

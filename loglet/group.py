@@ -21,14 +21,16 @@ from loglet.messages import (
     StoreResponse,
     TellEndsRequest,
     TellEndsResponse,
+    TrimLoglets,
+    TrimmedLoglets,
 )
 from loglet.store import HeldBatch, LogletState, PutBatch, Write
 from sharedlog.batch import PLACEMENT_BYTES, Placement
 from sharedlog.errors import CorruptBatch, SharedLogError, StoreFailed
 from sharedlog.ids import LogletId, Offset
 
-Request = StoreRequest | SealRequest | RepairRequest | TellEndsRequest
-CallAnswer = SealResponse | RepairResponse | TellEndsResponse
+Request = StoreRequest | SealRequest | RepairRequest | TellEndsRequest | TrimLoglets
+CallAnswer = SealResponse | RepairResponse | TellEndsResponse | TrimmedLoglets
 Answer = StoreResponse | CallAnswer | SharedLogError
 """An error ends the stream, or fails the call, that the request came by."""
 
@@ -74,6 +76,9 @@ class Decision:
     writes: list[Write]
     answers: list[Answer]
     advanced: set[LogletId]  # loglets whose committed tail rose, that ended, or that are new
+    # Loglets whose local start rose, and where it is. Once that is committed, what lies below is to
+    # be deleted, on disk and in memory.
+    trimmed: dict[LogletId, Offset] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -55,14 +55,15 @@ def restored(record: PutLoglet, newest: Iterable[tuple[Offset, Offset, bytes]]) 
 
     Of the bytes the fixed part is enough. The committed tail and the timestamp are those of the
     last batch whose placement is whole, whoever stored it: its sequencer wrote them, so they are
-    true.
+    true. What was trimmed is committed, so the committed tail is never below the local start; the
+    local tail is not either, and the timestamp not below that of the record.
 
     Raises:
         StoreFailed: a whole placement under a key that is not its own.
     """
     loglet = record.loglet
     local_tail = committed_tail = record.local_start
-    last_timestamp_ms = 0
+    last_timestamp_ms = record.last_timestamp_ms
     for first, end, placed in islice(newest, STEPS_BACK_MAX):
         local_tail = max(local_tail, end)
         try:
@@ -75,7 +76,7 @@ def restored(record: PutLoglet, newest: Iterable[tuple[Offset, Offset, bytes]]) 
         committed_tail = max(committed_tail, placement.committed_tail)
         if record.told_end is not None:
             committed_tail = min(committed_tail, record.told_end)
-        last_timestamp_ms = placement.timestamp_ms
+        last_timestamp_ms = max(last_timestamp_ms, placement.timestamp_ms)
         break
     return LogletState(
         loglet,

@@ -2,6 +2,7 @@
 
 Checks LMDB's own structure, the records' checksums, and every batch against its checksums, its key
 and its neighbours. A damaged batch does not end the inspection: it keeps its place and is counted.
+Batches below a local start, which were not deleted yet, are counted and not looked at.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class LogletReport:
     records: int = 0
     bytes: int = 0
     damaged_batches: int = 0
+    trimmed_batches: int = 0  # of those that were trimmed, and are yet to be deleted
     held: list[tuple[int, int]] = field(default_factory=list)
     holes: list[tuple[int, int]] = field(default_factory=list)
 
@@ -126,15 +128,19 @@ class OfflineStore:
         return report
 
     def records(self, loglet: LogletId) -> Iterator[dict[str, object]]:
-        """The loglet's records, as JSON values; for a damaged batch its range.
+        """The records of a loglet that are kept, as JSON values; for a damaged batch its range.
 
         Raises:
             StoreFailed: LMDB's pages or a key are damaged.
         """
         if findings := _structure(self.directory):
             raise StoreFailed(f"the store's structure is damaged: {findings[0]}")
+        with self._env.begin() as txn:
+            key = keys.loglet_key(loglet)
+            value = txn.get(key)
+        local_start = keys.decode_loglet(key, value).local_start if value is not None else 0
         for owner, first, end, placed in self._batches(None):
-            if owner != loglet:
+            if owner != loglet or end <= local_start:
                 continue
             try:
                 rows = decode_placed(placed)
@@ -207,10 +213,13 @@ def _add_batch(
     placed: bytes,
 ) -> None:
     loglet, first, end = place
+    if end <= found.local_start:
+        found.trimmed_batches += 1
+        return
     found.batches += 1
     found.records += end - first
     found.bytes += len(placed)
-    if first < found.local_tail:
+    if found.held and first < found.held[-1][1]:
         report.add_problem(f"loglet {loglet}: batches overlap at {first}")
     placement = _verified(placed, place)
     if isinstance(placement, str):

@@ -44,14 +44,18 @@ FORMAT_VERSION: Final = 2  # 1 had placements of version 1
 
 _LOGLET_KEY: Final = struct.Struct(">cQI")
 _BATCH_KEY: Final = struct.Struct(">cQIQI")
-# crc32c of key and rest · version · flags · base · local start · generation; from version 2 on the
-# segment's end, as it was told; then the node's name
+# crc32c of key and rest · version · flags · base · local start · generation; in version 2 the
+# segment's end, as it was told; in version 3 the end, or 0 without its flag, and the last
+# timestamp; then the node's name
 _RECORD: Final = struct.Struct("<IBBQQQ")
 _END: Final = struct.Struct("<Q")
+_END_AND_TIME: Final = struct.Struct("<QQ")
 _NO_END: Final = 1  # the version of a record of a loglet whose end was not told
 _TOLD_END: Final = 2
+_TRIMMED: Final = 3  # of one whose last timestamp its batches may not tell any more
 _SEALED: Final = 1
 _OPENED: Final = 2
+_ENDED: Final = 4  # from version 3 on
 _OFFSET_MAX: Final = 2**64 - 1
 
 
@@ -109,10 +113,14 @@ def encode_loglet(key: bytes, write: PutLoglet) -> bytes:
     flags = (_SEALED if write.sealed else 0) | (_OPENED if opener is not None else 0)
     generation = 0 if opener is None else opener.generation
     name = b"" if opener is None else opener.node_id.encode()
-    end = b"" if write.told_end is None else _END.pack(write.told_end)
-    version = _TOLD_END if end else _NO_END
+    version, more = _NO_END, b""
+    if write.last_timestamp_ms:
+        version, more = _TRIMMED, _END_AND_TIME.pack(write.told_end or 0, write.last_timestamp_ms)
+        flags |= 0 if write.told_end is None else _ENDED
+    elif write.told_end is not None:
+        version, more = _TOLD_END, _END.pack(write.told_end)
     fields = (version, flags, write.base, write.local_start, generation)
-    body = _RECORD.pack(0, *fields)[4:] + end + name
+    body = _RECORD.pack(0, *fields)[4:] + more + name
     return crc32c(key + body).to_bytes(4, "little") + body
 
 
@@ -127,11 +135,14 @@ def decode_loglet(key: bytes, value: bytes) -> PutLoglet:
     crc, version, flags, base, local_start, generation = _RECORD.unpack_from(value)
     if crc32c(key + value[4:]) != crc:
         raise StoreFailed(f"a loglet's record is damaged: key {key.hex()}")
-    rest, told_end = value[_RECORD.size :], None
+    rest, told_end, last_timestamp_ms = value[_RECORD.size :], None, 0
     if version == _TOLD_END and len(rest) >= _END.size:
         (told_end,), rest = _END.unpack_from(rest), rest[_END.size :]
+    elif version == _TRIMMED and len(rest) >= _END_AND_TIME.size:
+        (end, last_timestamp_ms), rest = _END_AND_TIME.unpack_from(rest), rest[_END_AND_TIME.size :]
+        told_end = end if flags & _ENDED else None
     elif version != _NO_END:
-        raise StoreFailed(f"a loglet's record has version {version}; this one reads 1 and 2")
+        raise StoreFailed(f"a loglet's record has version {version}; this one reads 1 to 3")
     _, log_id, segment_index = _LOGLET_KEY.unpack(key)
     opener = SequencerId(NodeId(rest.decode()), Generation(generation)) if flags & _OPENED else None
     return PutLoglet(
@@ -141,6 +152,7 @@ def decode_loglet(key: bytes, value: bytes) -> PutLoglet:
         bool(flags & _SEALED),
         Offset(local_start),
         None if told_end is None else Offset(told_end),
+        last_timestamp_ms,
     )
 
 
@@ -153,6 +165,11 @@ def batch_key(loglet: LogletId, first: Offset, end: Offset) -> bytes:
 def batch_seek_key(loglet: LogletId, offset: Offset) -> bytes:
     """A key below that of the batch which holds `offset`, and above all batches before it."""
     return _BATCH_KEY.pack(BATCH_PREFIX, loglet.log_id, loglet.segment_index, offset + 1, 0)
+
+
+def batch_first_key(loglet: LogletId) -> bytes:
+    """A key below all batches of the loglet."""
+    return _BATCH_KEY.pack(BATCH_PREFIX, loglet.log_id, loglet.segment_index, 0, 0)
 
 
 def batch_last_key(loglet: LogletId) -> bytes:

@@ -15,6 +15,13 @@ A file system that was enlarged counts from the next start. What is left of the 
 disk is looked up before each commit, and batches stop at the reserve, so that seals still go
 through; those of repairs stop at half of it.
 
+What was trimmed is deleted by `DropBatches`, a bounded number of batches in a commit. The file does
+not shrink: LMDB keeps the pages that are freed, and writes to them again once no read transaction
+is left from before, so all of these are short, and none stays open while somebody waits. A batch
+that does not fit into a page needs neighbouring ones. Batches go in the order in which they came,
+so what they leave is in one piece as a rule, and where it is not, the file grows instead. So what
+counts as used is what the tree takes, and a mebibyte more for what was freed just now.
+
 **Errors of a commit.** No room (`ENOSPC`, `EDQUOT`, a full map) leaves the last root in place and
 is `StoreReadOnly`. That holds if the sync reported it, too: the pages that were not synced belong
 to no root, and the next transaction writes and syncs them again. If LMDB failed while it wrote the
@@ -51,14 +58,15 @@ import lmdb
 from loglet import keys
 from loglet.config import LogServerConfig
 from loglet.group import BATCH_OVERHEAD_BYTES
-from loglet.held import restored, verified
+from loglet.held import verified
+from loglet.lmdb_batches import put, read_loglets, walk, walk_ended
 from loglet.page_cache import PageCacheBound
 from loglet.store import (
+    DropBatches,
     HeldBatch,
     LogletState,
     Neighbours,
     PutBatch,
-    PutLoglet,
     PutRepaired,
     StoreSpace,
     Write,
@@ -76,6 +84,9 @@ from sharedlog.limits import MIB
 
 log = logging.getLogger(__name__)
 
+_UNUSABLE_BYTES: Final = MIB
+"""Of what is free within the file so much is not counted as free: pages of the last commits, and
+those that list the free ones."""
 _MAP_BYTES_MIN: Final = 1024 * 1024 * MIB
 _LOCK_FILE: Final = "store.lock"
 _DATA_FILE: Final = "data.mdb"
@@ -126,7 +137,7 @@ class LmdbLogStore:
             self._page_cache = PageCacheBound(
                 directory / _DATA_FILE,
                 keep_bytes=config.page_cache_bytes,
-                written_bytes=self._used_bytes(),
+                written_bytes=self._file_bytes(),
             )
         self._writer = _Writer(self._commit)
         self._readers = ThreadPoolExecutor(config.read_threads, thread_name_prefix="store-read")
@@ -227,15 +238,24 @@ class LmdbLogStore:
         job = partial(self._find_time, loglet, start, end, timestamp_ms)
         return await asyncio.get_running_loop().run_in_executor(self._readers, job)
 
+    async def find_trimmed(
+        self, loglet: LogletId, below: Offset, *, max_batches: int, max_bytes: int
+    ) -> DropBatches | None:
+        """See `LogStore.find_trimmed`."""
+        job = partial(self._find_trimmed, loglet, below, max_batches, max_bytes)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, job)
+
     def space(self) -> StoreSpace:
         """See `LogStore.space`."""
-        used = self._used_bytes()
+        size = self._file_bytes()
+        reusable = max(0, size - self._tree_bytes() - _UNUSABLE_BYTES)
+        used = size - reusable
         disk = self._statvfs(self._directory)
-        free = disk.f_bavail * disk.f_frsize
+        free = disk.f_bavail * disk.f_frsize + reusable
         if self._config.store_bytes_max:
             free = min(free, self._config.store_bytes_max - used)
         reserve = self._config.reserve_bytes
-        return StoreSpace(used, max(0, free - reserve), max(0, free - reserve // 2))
+        return StoreSpace(used, max(0, free - reserve), max(0, free - reserve // 2), size)
 
     async def close(self) -> None:
         """See `LogStore.close`."""
@@ -258,7 +278,7 @@ class LmdbLogStore:
         try:
             with self._env.begin(write=True) as txn:
                 for write in writes:
-                    _put(txn, write)
+                    put(txn, write)
         except lmdb.MapFullError as error:
             raise StoreReadOnly("the store has reached its limit") from error
         except (lmdb.Error, OSError) as error:
@@ -266,7 +286,8 @@ class LmdbLogStore:
                 raise StoreReadOnly(f"the store's disk is full: {error}") from error
             raise StoreFailed(f"writing the store failed: {error}") from error
         if self._page_cache is not None:
-            self._page_cache.on_synced(self._used_bytes())
+            stored = sum(len(it.placed) for it in writes if isinstance(it, PutBatch))
+            self._page_cache.on_synced(self._file_bytes(), stored)
 
     def _check_room(self, writes: Sequence[Write]) -> None:
         sizes = [0, 0]  # of stores and of repairs
@@ -280,9 +301,15 @@ class LmdbLogStore:
         if sizes[0] > space.free_bytes or sum(sizes) > space.repair_bytes:
             raise StoreReadOnly("the store is full")
 
-    def _used_bytes(self) -> int:
-        used: int = (self._env.info()["last_pgno"] + 1) * self._page_bytes
-        return used
+    def _file_bytes(self) -> int:
+        size: int = (self._env.info()["last_pgno"] + 1) * self._page_bytes
+        return size
+
+    def _tree_bytes(self) -> int:
+        """Pages of the one database, and the two roots."""
+        stat = self._env.stat()
+        pages: int = 2 + stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return pages * self._page_bytes
 
     def _read(
         self, loglet: LogletId, start: Offset, end: Offset, max_bytes: int
@@ -292,7 +319,7 @@ class LmdbLogStore:
         size = 0
         try:
             with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
-                for first, _ in _walk(cursor, loglet, start, end):
+                for first, _ in walk(cursor, loglet, start, end):
                     value = cursor.value()
                     size += len(value)
                     if found and size > max_bytes:
@@ -316,7 +343,7 @@ class LmdbLogStore:
         size = 0
         try:
             with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
-                for first, last in _walk(cursor, loglet, start, end):
+                for first, last in walk(cursor, loglet, start, end):
                     if max_bytes is None:
                         found.append(HeldBatch(first, last, b""))
                     else:
@@ -331,6 +358,26 @@ class LmdbLogStore:
             raise StoreFailed(f"reading the store failed: {error}") from error
         return found
 
+    def _find_trimmed(
+        self, loglet: LogletId, below: Offset, max_batches: int, max_bytes: int
+    ) -> DropBatches | None:
+        """On a reader's thread."""
+        batches = size = 0
+        end = below
+        try:
+            with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
+                for last in walk_ended(cursor, loglet, below):
+                    value = cursor.value()
+                    if batches and (size + len(value) > max_bytes or batches >= max_batches):
+                        break
+                    batches, size, end = batches + 1, size + len(value), last
+                    # To free a large batch LMDB looks at its first page. It is in memory then, and
+                    # the writer does not wait for the disk.
+                    bytes(value[:1])
+        except lmdb.Error as error:
+            raise StoreFailed(f"reading the store failed: {error}") from error
+        return DropBatches(loglet, end, batches, size) if batches else None
+
     def _find_time(
         self, loglet: LogletId, start: Offset, end: Offset, timestamp_ms: int
     ) -> Neighbours:
@@ -338,11 +385,11 @@ class LmdbLogStore:
         try:
             with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
 
-                def walk(first: Offset, last: Offset) -> Iterator[tuple[Offset, Offset, bytes]]:
-                    for its_first, its_end in _walk(cursor, loglet, first, last):
+                def step(first: Offset, last: Offset) -> Iterator[tuple[Offset, Offset, bytes]]:
+                    for its_first, its_end in walk(cursor, loglet, first, last):
                         yield its_first, its_end, bytes(cursor.value()[:HEADERS_BYTES])
 
-                return find_neighbours(walk, loglet, start, end, timestamp_ms)
+                return find_neighbours(step, loglet, start, end, timestamp_ms)
         except lmdb.Error as error:
             raise StoreFailed(f"reading the store failed: {error}") from error
 
@@ -396,30 +443,6 @@ def _settle(done: asyncio.Future[None], failure: BaseException | None) -> None:
         done.set_result(None)
     else:
         done.set_exception(failure)
-
-
-def _put(txn: Any, write: Write) -> None:
-    if isinstance(write, PutLoglet):
-        key = keys.loglet_key(write.loglet)
-        txn.put(key, keys.encode_loglet(key, write))
-        return
-    key = keys.batch_key(write.loglet, write.first, write.end)
-    overwrite = isinstance(write, PutRepaired) and write.overwrites
-    if not txn.put(key, write.placed, overwrite=overwrite):
-        raise StoreFailed(f"loglet {write.loglet}: the batch at {write.first} is there already")
-
-
-def _walk(
-    cursor: Any, loglet: LogletId, start: Offset, end: Offset
-) -> Iterator[tuple[Offset, Offset]]:
-    """Step through the batches that overlap [start, end): first and end of each, by its key."""
-    more = cursor.set_range(keys.batch_seek_key(loglet, start))
-    while more and cursor.key()[:1] == keys.BATCH_PREFIX:
-        owner, first, last = keys.decode_batch_key(bytes(cursor.key()))
-        if owner != loglet or first >= end:
-            break
-        yield first, last
-        more = cursor.next()
 
 
 def lock_store(directory: Path) -> int:
@@ -525,32 +548,6 @@ def read_identity(env: Any) -> keys.Identity:
     if identity is None:
         raise StoreFailed("the store is empty")
     return identity
-
-
-def read_loglets(env: Any) -> list[LogletState]:
-    """Every loglet, with its tails from the last batch's key and placement.
-
-    Raises:
-        StoreFailed: a record is damaged.
-    """
-    with env.begin(buffers=True) as txn, txn.cursor() as cursor:
-        records: list[PutLoglet] = []
-        more = cursor.set_range(keys.LOGLET_PREFIX)
-        while more and cursor.key()[:1] == keys.LOGLET_PREFIX:
-            records.append(keys.decode_loglet(bytes(cursor.key()), bytes(cursor.value())))
-            more = cursor.next()
-        return [restored(record, _newest(cursor, record.loglet)) for record in records]
-
-
-def _newest(cursor: Any, loglet: LogletId) -> Iterator[tuple[Offset, Offset, bytes]]:
-    """First, end and fixed part of the loglet's batches, the last one first."""
-    more = cursor.prev() if cursor.set_range(keys.batch_last_key(loglet)) else cursor.last()
-    while more and cursor.key()[:1] == keys.BATCH_PREFIX:
-        owner, first, end = keys.decode_batch_key(bytes(cursor.key()))
-        if owner != loglet:
-            break
-        yield first, end, bytes(cursor.value()[:HEADERS_BYTES])
-        more = cursor.prev()
 
 
 def _error_number(error: BaseException) -> int | None:

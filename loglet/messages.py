@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from loglet.store import LogletState
 from sharedlog.errors import SharedLogError
 from sharedlog.ids import LogletId, Offset, SequencerId, StorageId
 
@@ -115,6 +116,8 @@ class SealResponse:
     # Held ranges [first, end) in [committed_tail, local_tail) that are damaged: they count in
     # `local_tail`, and are no copies. Not looked for if the request says so.
     damaged: list[tuple[Offset, Offset]] = field(default_factory=list)
+    # All below was trimmed here, and so is committed; 0: nothing was.
+    local_start: Offset = Offset(0)  # noqa: RUF009 - a number
 
 
 @dataclass(slots=True)
@@ -147,3 +150,18 @@ class TellEndsRequest:
 @dataclass(slots=True)
 class TellEndsResponse:
     """Kept, fsynced."""
+
+
+@dataclass(slots=True)
+class TrimLoglets:
+    """Keep nothing below these local starts; unknown loglets are passed over."""
+
+    storage_id: StorageId
+    starts: list[tuple[LogletId, Offset]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class TrimmedLoglets:
+    """How those that are known stand now, durably, in the order of the request."""
+
+    loglets: list[LogletState] = field(default_factory=list)

@@ -53,16 +53,6 @@ class LogServerMetrics:
             ["reason"],
             registry=registry,
         )
-        self.used_bytes = Gauge(
-            "sharedlog_log_server_store_used_bytes",
-            "Size of the store",
-            registry=registry,
-        )
-        self.free_bytes = Gauge(
-            "sharedlog_log_server_store_free_bytes",
-            "Room for batches, the reserve not counted; 0: the store is read-only",
-            registry=registry,
-        )
         self.damaged_batches = Counter(
             "sharedlog_log_server_damaged_batches_total",
             "Times that a stored batch was read and did not match its checksum",
@@ -76,5 +66,34 @@ class LogServerMetrics:
         self.loglets = Gauge(
             "sharedlog_log_server_loglets",
             "Loglets that the store knows",
+            registry=registry,
+        )
+        self._add_room(registry)
+
+    def _add_room(self, registry: CollectorRegistry) -> None:
+        """What the store takes, and what trims have given back."""
+        self.trimmed_batches = Counter(
+            "sharedlog_log_server_trimmed_batches_total",
+            "Batches below a local start that were deleted",
+            registry=registry,
+        )
+        self.trimmed_bytes = Counter(
+            "sharedlog_log_server_trimmed_bytes_total",
+            "Bytes of those batches, headers included",
+            registry=registry,
+        )
+        self.used_bytes = Gauge(
+            "sharedlog_log_server_store_used_bytes",
+            "What the store holds; room that was freed within its file is not counted",
+            registry=registry,
+        )
+        self.file_bytes = Gauge(
+            "sharedlog_log_server_store_file_bytes",
+            "What the store takes of its disk",
+            registry=registry,
+        )
+        self.free_bytes = Gauge(
+            "sharedlog_log_server_store_free_bytes",
+            "Room for batches, the reserve not counted; 0: the store is read-only",
             registry=registry,
         )

@@ -7,6 +7,9 @@ one another's data, and every page that is written first has to be taken from so
 bound, new pages are the ones that were just let go.
 
 Only pages that were synced are let go: the caller says so after a commit.
+
+What is written to pages that were free within the file can lie anywhere below its end. Once as much
+as is to be kept was written there, all below that part is let go again.
 """
 
 from __future__ import annotations
@@ -27,15 +30,25 @@ class PageCacheBound:
     def __init__(self, path: Path, *, keep_bytes: int, written_bytes: int) -> None:
         self._keep_bytes = keep_bytes
         self._dropped_bytes = written_bytes  # everything below was let go, or was there before
+        self._written_bytes = written_bytes
+        self._reused_bytes = 0  # written within the file since all of that was let go
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def on_synced(self, written_bytes: int) -> None:
-        """The file's first `written_bytes` are on disk: let go what lies below the part to keep."""
+    def on_synced(self, written_bytes: int, stored_bytes: int = 0) -> None:
+        """The file's first `written_bytes` are on disk: let go what lies below the part to keep.
+
+        `stored_bytes` were written since the last time, wherever they lie.
+        """
+        self._reused_bytes += max(0, stored_bytes - (written_bytes - self._written_bytes))
+        self._written_bytes = written_bytes
         until = written_bytes - self._keep_bytes
         size = until - self._dropped_bytes
         if size >= _STEP_BYTES:
             os.posix_fadvise(self._descriptor, self._dropped_bytes, size, os.POSIX_FADV_DONTNEED)
             self._dropped_bytes = until
+        if self._reused_bytes >= max(self._keep_bytes, _STEP_BYTES):
+            os.posix_fadvise(self._descriptor, 0, self._dropped_bytes, os.POSIX_FADV_DONTNEED)
+            self._reused_bytes = 0
 
     def close(self) -> None:
         """Let go of the file."""

@@ -14,6 +14,11 @@ Range = tuple[Offset, Offset]
 """[first, end), never empty."""
 
 
+def in_words(ranges: Iterable[Range]) -> str:
+    """Ranges as messages name them."""
+    return ", ".join(f"[{first}, {end})" for first, end in ranges)
+
+
 class OffsetRanges:
     """See the module's docstring.
 

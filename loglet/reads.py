@@ -5,6 +5,13 @@ the committed tail wakes it, nothing polls, and when nothing happens for a while
 heartbeat. What this server can't serve (a hole, a damaged batch, a trimmed prefix) is said as a
 gap, and the reader takes it from another replica. A stream never skips.
 
+**What was trimmed** is not served, whether it is still there or not: the gap reaches to the local
+start, within a batch perhaps, and that batch is whole, and served to whoever goes on there. The
+local start may rise while the disk is read. So it is looked at again after that, and what was read
+is sent only if none of it was trimmed meanwhile: neither half a prefix nor a hole where there was
+none is ever shown. Nothing is kept from one look at the disk to the next that a deletion could make
+stale.
+
 **The segment's end**, if the reader brings it or the server was told it, is proof that everything
 below is committed: a read serves up to it, whatever the committed tail, and never beyond, whatever
 is held. Readers that wait are woken when it is told; the last message of a stream that has reached
@@ -41,6 +48,7 @@ from loglet.config import LogServerConfig
 from loglet.core import LogServerCore
 from loglet.messages import StoreResponse
 from loglet.metrics import LogServerMetrics
+from loglet.sifting import headers_of, sift
 from loglet.store import LogletState, LogStore, Neighbours
 from loglet.wire import (
     DAMAGED,
@@ -53,16 +61,13 @@ from loglet.wire import (
     time_query,
 )
 from sharedlog.batch import (
-    HEADERS_BYTES,
     Placement,
     check_placed,
-    has_records,
-    may_have_key,
-    parse_placement,
 )
 from sharedlog.errors import CorruptBatch, InvalidArgument, Overloaded, ProtocolError
 from sharedlog.ids import LogletId, Offset, StorageId
-from sharedlog.rpc.transport import ServerStream
+from sharedlog.rpc.methods import FIND_TIME, READ_LOGLET
+from sharedlog.rpc.transport import Server, ServerStream
 from sharedlog.v1.log_server_pb2 import (
     FindTimeRequest,
     FindTimeResponse,
@@ -177,17 +182,25 @@ class ReadService:
         """Read streams that are open."""
         return self._open_reads
 
-    async def serve(self, stream: ReadStream) -> None:
-        """Handler of ReadLoglet. **Cancellation:** ends the stream.
+    def register(self, server: Server) -> None:
+        """Serve what is held here, and nothing else."""
+
+        async def serve(stream: ReadStream) -> None:
+            request = await stream.receive()
+            if request is not None:
+                await self.serve(stream, request)
+
+        server.add_stream(READ_LOGLET, serve)
+        server.add_call(FIND_TIME, self.find_time)
+
+    async def serve(self, stream: ReadStream, request: ReadLogletRequest) -> None:
+        """Handler of ReadLoglet, given its one request. **Cancellation:** ends the stream.
 
         Raises:
             WrongStorage, Overloaded, InvalidArgument: e.g. a repair for one key.
             ProtocolError: for a repair, and the loglet is not sealed here; or the segment's end is
             not the one that was told here.
         """
-        request = await stream.receive()
-        if request is None:
-            return
         query = read_query(request)
         self._core.check_storage(query.storage_id)
         if query.for_repair and query.key_hash is not None:
@@ -209,12 +222,23 @@ class ReadService:
         query = time_query(request)
         limits = self._limits(query, self._core.loglet(query.loglet))
         found = Neighbours()
-        if query.start < limits.now:
+        start = max(query.start, self._local_start(query.loglet))
+        if start < limits.now:
             with self._place():
                 found = await self._store.find_time(
-                    query.loglet, query.start, limits.now, request.timestamp_ms
+                    query.loglet, start, limits.now, request.timestamp_ms
                 )
-        return FindTimeResponse(before=found.before, after=found.after, visible=limits.visible)
+        return FindTimeResponse(
+            before=found.before,
+            after=found.after,
+            visible=limits.visible,
+            local_start=self._local_start(query.loglet),
+        )
+
+    def _local_start(self, loglet: LogletId) -> Offset:
+        """As of now."""
+        state = self._core.loglet(loglet)
+        return Offset(0) if state is None else state.local_start
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -245,15 +269,10 @@ class ReadService:
             if limits.final is not None and position >= limits.final:
                 break
             if position < limits.now:
-                gap = _trimmed(state, position, limits.now)
-                batches, position, gap = (
-                    ([], position, gap)
-                    if gap is not None
-                    else await self._next(query.loglet, position, limits)
-                )
-                batches, skipped = _sift(batches, query)
+                batches, position, gap = await self._next(query.loglet, position, limits)
+                batches, skipped = sift(batches, query)
                 if query.headers_only:
-                    batches = [_headers_of(placed) for placed in batches]
+                    batches = [headers_of(placed) for placed in batches]
                 await stream.send(read_answer(limits.known, batches, gap, skipped=skipped))
                 if gap is not None:
                     return
@@ -296,6 +315,16 @@ class ReadService:
         self, loglet: LogletId, position: Offset, limits: _Limits
     ) -> tuple[list[bytes], Offset, Gap | None]:
         """Batches from `position` on and the position after them, or else the gap that is there."""
+        if position >= self._local_start(loglet):
+            found = await self._look(loglet, position, limits)
+            if position >= self._local_start(loglet):
+                return found
+        return [], position, Gap(TRIMMED, position, min(self._local_start(loglet), limits.now))
+
+    async def _look(
+        self, loglet: LogletId, position: Offset, limits: _Limits
+    ) -> tuple[list[bytes], Offset, Gap | None]:
+        """The same; what is trimmed meanwhile may be missing."""
         max_bytes = self._config.read_message_bytes
         limit = limits.now
         cached = self._cache.read(loglet, position, limit, max_bytes)
@@ -338,41 +367,6 @@ class ReadService:
         self._metrics.damaged_batches.inc()
         fields = {"loglet": str(loglet), "first": first, "reason": str(error)}
         log.error("batch.damaged", extra=fields)
-
-
-def _headers_of(placed: bytes) -> bytes:
-    """The fixed part of a batch of records; a control batch is small, and wanted whole."""
-    return placed[:HEADERS_BYTES] if has_records(placed) else placed
-
-
-def _sift(
-    batches: list[bytes], query: ReadQuery
-) -> tuple[list[bytes], list[tuple[Offset, Offset]]]:
-    """The sound batches that are to be sent, and the ranges of the others, adjoining ones joined.
-
-    A batch is left out only if its digest rules out the key that is asked for.
-    """
-    key_hash = query.key_hash
-    if key_hash is None:
-        return batches, []
-    sent: list[bytes] = []
-    skipped: list[tuple[Offset, Offset]] = []
-    for placed in batches:
-        if may_have_key(placed, key_hash) or (query.include_control and not has_records(placed)):
-            sent.append(placed)
-            continue
-        placement = parse_placement(placed)
-        if skipped and skipped[-1][1] == placement.first:
-            skipped[-1] = (skipped[-1][0], placement.end)
-        else:
-            skipped.append((placement.first, placement.end))
-    return sent, skipped
-
-
-def _trimmed(state: LogletState | None, position: Offset, limit: Offset) -> Gap | None:
-    if state is None or position >= state.local_start:
-        return None
-    return Gap(TRIMMED, position, min(state.local_start, limit))
 
 
 def _check_visible(loglet: LogletId, end: Offset, visible: Offset) -> None:

@@ -51,6 +51,9 @@ lost disks in it, and need not be one of the new.
 A server that is merely silent is not lost, and is never replaced here: the attempt says who it
 waits for (field note 13).
 
+*What was trimmed* is nobody's to copy: it is committed, and kept elsewhere. Below the highest local
+start that is heard of nothing is read or stored. It may rise while the attempt runs.
+
 **Invariants** (`check_invariants`):
  1. Once the tail is found the voters are a seal quorum of the segment's own nodeset, none of them
     lost or left out, and base <= C <= M.
@@ -58,8 +61,8 @@ waits for (field note 13).
  3. A replacement stands in the place of a lost server, one for each place, and no node is named
     twice.
  4. `EndSegment` is only said when every offset of [C, M) is on a write quorum of the nodeset that
-    it names, judged by the locations in that nodeset; with replacements, every offset of [base, M),
-    and each of them holds all of it.
+    it names, judged by the locations in that nodeset; with replacements, every offset of [base, M)
+    that was not trimmed, and each of them holds all of it.
 
 Deliberately not here: who is asked how often, time limits (the shell says when patience is over),
 the chain, and what an operator may give up.
@@ -71,7 +74,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from loglet.messages import SealResponse
-from loglet.ranges import OffsetRanges, Range
+from loglet.ranges import OffsetRanges, Range, in_words
 from loglet.recovery_steps import (
     AwaitAnswers,
     CopyRange,
@@ -122,6 +125,7 @@ class SegmentRecovery:
         self._held: dict[int, OffsetRanges] = {}  # counted as copies
         self._readable: dict[int, OffsetRanges] = {}  # may be read as a source
         self._copied = OffsetRanges()
+        self._kept = segment.base  # all below was trimmed somewhere: committed, and kept elsewhere
         self._servers: list[Replica] = list(segment.nodeset)  # and the replacements
         self._place: dict[int, int] = {}  # of each replacement that is in play: whose it takes
         self._tail: tuple[Offset, Offset] | None = None  # C and M, once fixed
@@ -169,6 +173,7 @@ class SegmentRecovery:
             return  # the first answer stands: it is true for ever
         self._answers[server] = answer
         self._failures.pop(server, None)
+        self._kept = max(self._kept, answer.local_start)
         if server in self._place:
             # Filled from its first offset on, whatever an earlier attempt left there.
             self._held[server] = OffsetRanges()
@@ -211,9 +216,12 @@ class SegmentRecovery:
         if target in self._place:
             del self._place[target]
 
-    def on_source_lacks(self, source: int, first: Offset, end: Offset, *, damaged: bool) -> None:
-        """The source has said that [first, end) is damaged there, or a hole."""
+    def on_source_lacks(
+        self, source: int, first: Offset, end: Offset, *, damaged: bool, trimmed: bool = False
+    ) -> None:
+        """The source has said that [first, end) is damaged there, was trimmed, or is a hole."""
         self._readable[source].remove(first, end)
+        self._kept = max(self._kept, end if trimmed else self._kept)
         if damaged:
             self._held[source].remove(first, end)
 
@@ -314,7 +322,7 @@ class SegmentRecovery:
             # Up to where another target joins in, or the first of these is done.
             last = min(last, ranges[0][1] if ranges[0][0] == first else ranges[0][0])
         now = [it for it in targets if lacking[it][0][0] == first]
-        return CopyRange(first, last, sources, now, committed)
+        return CopyRange(first, last, sources, now, max(committed, self._kept))
 
     def _end(self) -> EndSegment:
         assert self._tail is not None
@@ -349,7 +357,7 @@ class SegmentRecovery:
             return AwaitAnswers(spare=False)
         if gone and not self.unanswered() and not self._mute:
             return StopAttempt(self._damaged_for_good(gone), gone=tuple(gone))
-        what = f"sealed, but {_ranges(uncovered)} can't be brought to a write quorum"
+        what = f"sealed, but {in_words(uncovered)} can't be brought to a write quorum"
         return StopAttempt(self._silent(what), gone=tuple(gone))
 
     # ------------------------------------------------------------------ who can do what
@@ -424,13 +432,13 @@ class SegmentRecovery:
     def _is_filled(self, replacement: int) -> bool:
         assert self._tail is not None
         held = self._held.get(replacement)
-        return held is not None and held.holds(self.segment.base, self._tail[1])
+        return held is not None and held.holds(self._kept, self._tail[1])
 
     @property
     def _start(self) -> Offset:
         """From here on to M every offset has to be on a write quorum that is known here."""
         assert self._tail is not None
-        return self.segment.base if self._proving else self._tail[0]
+        return self._kept if self._proving else max(self._kept, self._tail[0])
 
     def _uncovered(
         self, start: Offset, end: Offset, *, filled: Collection[int] = ()
@@ -564,7 +572,7 @@ class SegmentRecovery:
 
     def _damaged_for_good(self, gone: Sequence[Range]) -> Unrepairable:
         return Unrepairable(
-            f"{self._segment_name()} can't be ended: {_ranges(gone)} can't be read from any log "
+            f"{self._segment_name()} can't be ended: {in_words(gone)} can't be read from any log "
             f"server that is left; `sharedlog log accept-loss {self._name}` would give that up",
             segment_index=self.segment.index,
         )
@@ -590,7 +598,3 @@ class SegmentRecovery:
             assert self.segment.base <= run_first < run_end <= end
         for held in self._held.values():
             assert all(run_first >= self.segment.base for run_first, _ in held)
-
-
-def _ranges(ranges: Iterable[Range]) -> str:
-    return ", ".join(f"[{first}, {end})" for first, end in ranges)

@@ -12,9 +12,10 @@ Readers are woken before the commit: what is below the committed tail, or a told
 on a write quorum, whatever this server's disk does next, and the batches are in the tail cache
 (`cache.py`, `reads.py`). Repaired batches are not kept there: they are old.
 
-Seals, repairs and told ends are calls that pass through the same queue. A seal's answer also says
-what is damaged of what it counts as held. That is looked up after the commit, outside of the queue
-(`seal_looks.py`): nothing but a repair changes it any more.
+Seals, repairs, told ends and trims are calls that pass through the same queue. A seal's answer also
+says what is damaged of what it counts as held. That is looked up after the commit, outside of the
+queue (`seal_looks.py`): nothing but a repair changes it any more. What a trim leaves behind is
+deleted with later commits (`sweep.py`).
 
 **When the disk fails**, or a sequencer gave one offset to two batches, `run` raises and the process
 must stop: nothing was answered of what was not known to be durable.
@@ -23,6 +24,7 @@ must stop: nothing was answered of what was not known to be durable.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -44,17 +46,29 @@ from loglet.messages import (
     StoreResponse,
     TellEndsRequest,
     TellEndsResponse,
+    TrimLoglets,
+    TrimmedLoglets,
 )
 from loglet.metrics import LogServerMetrics
+from loglet.queued import Queued, release
 from loglet.reads import ReadService, Watchers
 from loglet.seal_looks import SealLooks
-from loglet.store import HeldBatch, LogletState, LogStore, PutBatch, PutLoglet, StoreSpace
+from loglet.store import (
+    HeldBatch,
+    LogletState,
+    LogStore,
+    PutBatch,
+    PutLoglet,
+    StoreSpace,
+)
+from loglet.sweep import Sweep
 from loglet.wire import (
     REPAIR,
     SEAL,
     STORE,
     TELL_ENDS,
     loglet_from_proto,
+    loglet_status,
     loglets_answer,
 )
 from sharedlog.clock import Clock
@@ -70,10 +84,9 @@ from sharedlog.ids import LogletId, NodeId, Offset, StorageId
 from sharedlog.limits import MIB
 from sharedlog.rpc.methods import (
     DIGEST,
-    FIND_TIME,
     LIST_LOGLETS,
     RAISE_COMMITTED_TAIL,
-    READ_LOGLET,
+    TRIM,
 )
 from sharedlog.rpc.transport import Server, ServerStream
 from sharedlog.tasks import first_error
@@ -84,6 +97,8 @@ from sharedlog.v1.log_server_pb2 import (
     ListLogletsResponse,
     RaiseCommittedTailRequest,
     RaiseCommittedTailResponse,
+    TrimRequest,
+    TrimResponse,
 )
 
 log = logging.getLogger(__name__)
@@ -108,15 +123,6 @@ class LogServerStatus:
     open_reads: int
     space: StoreSpace
     read_only: bool  # batches are refused for want of room; seals are not
-
-
-@dataclass(slots=True)
-class _Queued:
-    """A request that waits for the writer, and where its answer goes."""
-
-    request: Request
-    size: int
-    to: Answers | asyncio.Future[CallAnswer]
 
 
 class LogServer:
@@ -149,9 +155,14 @@ class LogServer:
         )
         self._digests = DigestService(store=store, metrics=metrics)
         self._seal_looks = SealLooks(self._digests)
-        self._queue: deque[_Queued] = deque()
+        self._sweep = Sweep(store=store, clock=clock, config=config, metrics=metrics)
+        self._sweep_now = False  # the sweep wants a commit, if there is none anyway
+        for state in self._core.loglets():
+            if state.local_start > state.base:
+                self._sweep.add(state.loglet, state.local_start)
+        self._queue: deque[Queued] = deque()
         self._queue_bytes = 0
-        self._pending_records = 0  # seals and told ends in the queue
+        self._pending_records = 0  # seals, told ends and trims in the queue
         self._repair_bytes = 0  # of repairs in the queue
         self._streams: set[Answers] = set()
         self._work = asyncio.Event()
@@ -168,14 +179,20 @@ class LogServer:
         """Identity of the store."""
         return self._core.storage_id
 
-    def register(self, server: Server) -> None:
-        """Add the methods of LogServerService."""
+    @property
+    def reads(self) -> ReadService:
+        """Serves what is held here; whoever registers it may serve more under the same methods."""
+        return self._reads
+
+    def register(self, server: Server, *, with_reads: bool = True) -> None:
+        """Add the methods of LogServerService; not `with_reads`: but for those of `reads`."""
+        if with_reads:
+            self._reads.register(server)
         server.add_stream(STORE, self._serve_stores)
-        server.add_stream(READ_LOGLET, self._reads.serve)
-        server.add_call(FIND_TIME, self._reads.find_time)
         server.add_call(SEAL, self._serve_seal)
         server.add_call(REPAIR, self._serve_repair)
         server.add_call(TELL_ENDS, self._serve_tell_ends)
+        server.add_call(TRIM, self._serve_trim)
         server.add_call(DIGEST, self._digest)
         server.add_call(LIST_LOGLETS, self._list_loglets)
         server.add_call(RAISE_COMMITTED_TAIL, self._raise_committed_tail)
@@ -215,6 +232,7 @@ class LogServer:
         still queued is not written, and its streams and calls end as `Unreachable`.
         """
         writer = asyncio.create_task(self._write_groups(), name="log-server-writer")
+        sweep = asyncio.create_task(self._sweep.run(self._ask_for_sweep), name="log-server-sweep")
         reason: SharedLogError = Unreachable(f"log server {self._node_id} stops")
         try:
             await asyncio.shield(writer)
@@ -228,12 +246,13 @@ class LogServer:
             reason = error
             raise
         finally:
+            sweep.cancel()
             self._stop(reason)
 
     def _stop(self, reason: SharedLogError) -> None:
         self._stopped = reason
         for queued in self._queue:
-            _release(queued, reason)
+            release(queued, reason)
         self._queue.clear()
         for answers in self._streams:
             answers.fail(reason)
@@ -260,7 +279,7 @@ class LogServer:
             entries = len(request.opens) + len(request.committed) + len(request.confirms)
             size = sum(map(len, request.batches)) + _REQUEST_BYTES * (1 + entries)
             answers.outstanding += 1
-            self._put(_Queued(request, size, answers))
+            self._put(Queued(request, size, answers))
             if not self._room.is_set():
                 await self._room.wait()
             await answers.wait_for_room()
@@ -299,11 +318,19 @@ class LogServer:
         self._metrics.repaired_batches.inc(len(request.batches))
         return answer
 
+    async def _serve_trim(self, request: TrimRequest) -> TrimResponse:
+        """Handler of Trim. **Cancellation:** stops the wait; the loglets may be trimmed."""
+        starts = [(loglet_from_proto(it.loglet), Offset(it.local_start)) for it in request.loglets]
+        trim = TrimLoglets(StorageId(request.storage_id), starts)
+        answer = await self._write_record(trim, 1 + len(starts))
+        assert isinstance(answer, TrimmedLoglets)
+        return TrimResponse(loglets=map(loglet_status, answer.loglets))
+
     async def _write_record(
-        self, request: SealRequest | TellEndsRequest, entries: int
+        self, request: SealRequest | TellEndsRequest | TrimLoglets, entries: int
     ) -> CallAnswer:
         if self._pending_records >= self._config.pending_seals_max:
-            raise self._overloaded(f"{self._pending_records} seals and ends")
+            raise self._overloaded(f"{self._pending_records} seals, ends and trims")
         self._pending_records += 1
         try:
             return await self._ask_writer(request, _REQUEST_BYTES * entries)
@@ -313,7 +340,7 @@ class LogServer:
     async def _ask_writer(self, request: Request, size: int) -> CallAnswer:
         """Put a call into the queue and wait for its answer."""
         done: asyncio.Future[CallAnswer] = asyncio.get_running_loop().create_future()
-        self._put(_Queued(request, size, done))
+        self._put(Queued(request, size, done))
         return await done
 
     def _overloaded(self, what: str) -> Overloaded:
@@ -333,7 +360,8 @@ class LogServer:
         state = await self._once_durable(lambda: self._copy_of(loglet))
         if state is None:
             raise LogletNotOpen(f"loglet {loglet} is not known here")
-        return await self._digests.page(state, request)
+        core = self._core
+        return await self._digests.page(state, request, now=lambda: core.loglet(loglet) or state)
 
     def _copy_of(self, loglet: LogletId) -> LogletState | None:
         state = self._core.loglet(loglet)
@@ -379,9 +407,9 @@ class LogServer:
 
     # The writer.
 
-    def _put(self, queued: _Queued) -> None:
+    def _put(self, queued: Queued) -> None:
         if self._stopped is not None:
-            _release(queued, self._stopped)
+            release(queued, self._stopped)
             return
         self._queue.append(queued)
         self._queue_bytes += queued.size
@@ -391,6 +419,10 @@ class LogServer:
 
     async def _write_groups(self) -> None:
         while not self._stopping:
+            if self._sweep_now:
+                await self._write_sweep()
+                if not self._queue:
+                    continue
             if not self._queue:
                 self._work.clear()
                 await self._work.wait()
@@ -402,14 +434,25 @@ class LogServer:
             except BaseException as error:
                 reason = error if isinstance(error, SharedLogError) else None
                 for queued in group:
-                    _release(queued, reason or StoreFailed("the log server failed"))
+                    release(queued, reason or StoreFailed("the log server failed"))
                 raise
             for queued, answer in zip(group, answers, strict=True):
                 if isinstance(answer, StoreResponse):
                     self._watchers.mark_watched(answer)
-                _release(queued, answer)
+                release(queued, answer)
 
-    def _take(self) -> list[_Queued]:
+    def _ask_for_sweep(self) -> None:
+        self._sweep_now = True
+        self._work.set()
+
+    async def _write_sweep(self) -> None:
+        """A commit for what the sweep wants deleted, unless one took it along meanwhile."""
+        self._sweep_now = False
+        if self._sweep.is_ready:
+            with contextlib.suppress(StoreReadOnly):  # the sweep knows, and tries again
+                await self._commit(Decision([], [], set()))
+
+    def _take(self) -> list[Queued]:
         """All that waits, as far as one commit takes it."""
         queue = self._queue
         group = [queue.popleft()]
@@ -422,13 +465,14 @@ class LogServer:
             self._room.set()
         return group
 
-    async def _write(self, group: Sequence[_Queued]) -> Sequence[Answer]:
+    async def _write(self, group: Sequence[Queued]) -> Sequence[Answer]:
         """Decide a group and make it durable; the answers may leave once this returns."""
         plan = self._core.plan([queued.request for queued in group])
         held = await self._look_up(plan.look_ups) if plan.look_ups else {}
         space = self._store.space()
         self._metrics.used_bytes.set(space.used_bytes)
         self._metrics.free_bytes.set(space.free_bytes)
+        self._metrics.file_bytes.set(space.file_bytes)
         decision = self._core.decide(
             plan, held, room_bytes=space.free_bytes, repair_room_bytes=space.repair_bytes
         )
@@ -444,6 +488,8 @@ class LogServer:
             log.warning("store.full", extra={"reason": str(error)})
             return self._count_refusals(await self._write_records(plan, held))
         self._cache.landed()
+        for loglet, local_start in decision.trimmed.items():
+            self._cache.drop(loglet, local_start)
         return self._count_refusals(decision.answers)
 
     async def _write_records(self, plan: Plan, held: Held) -> Sequence[Answer]:
@@ -465,20 +511,28 @@ class LogServer:
         done: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
         self._committing = done
         failure: BaseException | None = None
+        chunk = self._sweep.take()
+        writes = decision.writes if chunk is None else [*decision.writes, chunk]
         try:
-            await self._store.commit(decision.writes)
+            await self._store.commit(writes)
         except BaseException as error:
             failure = error
             raise
         finally:
             self._committing = None
             done.set_result(failure)
+            if chunk is not None:
+                well, alone = failure is None, not decision.writes
+                self._sweep_now |= self._sweep.done(chunk, well=well, alone=alone)
+        for trimmed in decision.trimmed.items():
+            self._sweep.add(*trimmed)
         metrics = self._metrics
         metrics.commit_seconds.observe(self._clock.monotonic_s() - begun_s)
         sizes = [len(it.placed) for it in decision.writes if isinstance(it, PutBatch)]
         metrics.commit_batches.observe(len(sizes))
         metrics.stored_batches.inc(len(sizes))
         metrics.stored_bytes.inc(sum(sizes))
+        self._sweep.on_stored(len(sizes), sum(sizes))
         if len(sizes) < len(decision.writes):
             self._report_records(decision)
 
@@ -491,6 +545,9 @@ class LogServer:
                 if write.told_end is not None:
                     event = "loglet.ended"
                     fields["end"] = str(write.told_end)
+                if write.loglet in decision.trimmed:
+                    event = "loglet.trimmed"
+                    fields["local_start"] = str(write.local_start)
                 log.info(event, extra=fields)
 
     async def _look_up(self, look_ups: Sequence[LookUp]) -> Held:
@@ -527,27 +584,3 @@ class LogServer:
 async def _send_answers(answers: Answers, stream: StoreStream) -> None:
     while (response := await answers.take()) is not None:
         await stream.send(response)
-
-
-def _release(queued: _Queued, answer: Answer) -> None:
-    """Let an answer out. Nobody may be waiting any more."""
-    to = queued.to
-    if isinstance(to, Answers):
-        assert isinstance(answer, StoreResponse | SharedLogError)
-        if isinstance(answer, SharedLogError) or _says_something(queued.request, answer):
-            to.put(answer)
-        else:
-            to.skip()
-    elif not to.done():
-        if isinstance(answer, SharedLogError):
-            to.set_exception(answer)
-        else:
-            assert not isinstance(answer, StoreResponse)
-            to.set_result(answer)
-
-
-def _says_something(request: Request, response: StoreResponse) -> bool:
-    """A request that only told a committed tail needs no answer; an empty one is a greeting."""
-    if response.stored or response.refused or response.confirmed:
-        return True
-    return isinstance(request, StoreRequest) and not request.committed

@@ -25,12 +25,13 @@ class LogletState:
     opened_by: SequencerId | None  # None: created by a seal
     sealed: bool
     local_start: Offset  # first offset kept here, inclusive
-    local_tail: Offset  # highest held offset + 1; `base` if nothing is held
+    local_tail: Offset  # highest held offset + 1; `local_start` if nothing is held
     committed_tail: Offset  # exclusive
     told_end: Offset | None = None  # the segment's end, as the chain's winner told it
-    last_timestamp_ms: int = 0  # the latest of the batches held, as far as known
-    # Invariant: base <= local_start <= local_tail, and base <= committed_tail. The committed tail
-    # may be ahead of the local one: a replica that was skipped knows what it lacks.
+    last_timestamp_ms: int = 0  # the latest of the batches held or trimmed, as far as known
+    # Invariant: base <= local_start <= local_tail, and local_start <= committed_tail: only what is
+    # committed is trimmed. The committed tail may be ahead of the local one: a replica that was
+    # skipped knows what it lacks.
     # Invariant: committed_tail <= told_end, which never changes. The local tail may be beyond the
     # told end: what lies there is not in the log, and nobody is shown it.
 
@@ -54,7 +55,7 @@ class PutRepaired(PutBatch):
 
 @dataclass(frozen=True, slots=True)
 class PutLoglet:
-    """Store a loglet's own record: opened, sealed, started, ended."""
+    """Store a loglet's own record: opened, sealed, trimmed, ended."""
 
     loglet: LogletId
     base: Offset
@@ -62,19 +63,37 @@ class PutLoglet:
     sealed: bool
     local_start: Offset
     told_end: Offset | None = None
+    # Of a trimmed loglet: the latest timestamp so far, for its batches may not be there to tell.
+    last_timestamp_ms: int = 0
 
 
-Write = PutBatch | PutLoglet
+@dataclass(frozen=True, slots=True)
+class DropBatches:
+    """Delete the batches that end at or below `end`, which is no higher than the local start.
+
+    Made by `LogStore.find_trimmed`, which has counted them; none is ever added to them.
+    """
+
+    loglet: LogletId
+    end: Offset
+    batches: int
+    size: int  # bytes of them
+
+
+Write = PutBatch | PutLoglet | DropBatches
 
 
 @dataclass(frozen=True, slots=True)
 class StoreSpace:
     """How much room there is."""
 
+    # What is not free. Room that was freed within the store counts as free, but for what may not be
+    # reusable yet.
     used_bytes: int
     # The lesser of the disk's free space and the store's own limit, less the reserve; >= 0.
     free_bytes: int
     repair_bytes: int  # the same, less half of the reserve only
+    file_bytes: int = 0  # what the store takes of its disk, free room within it included
 
 
 class HeldBatch(NamedTuple):
@@ -113,8 +132,9 @@ class LogStore(Protocol):
         """Write all or nothing; on return it is fsynced. One commit at a time.
 
         Raises:
-            StoreReadOnly: no room; nothing was written. Loglet records may use the reserve,
-            repaired batches half of it, other batches none. StoreFailed: the disk failed; what is
+            StoreReadOnly: no room; nothing was written. Loglet records and deletions may use the
+            reserve, repaired batches half of it, other batches none. StoreFailed: the disk failed;
+            what is
             on it is unknown. The process must stop.
 
         **Cancellation:** not allowed while it runs: shield it.
@@ -157,6 +177,17 @@ class LogStore(Protocol):
 
         Looks at some placements alone: their number grows with the logarithm of the range. Those
         that are damaged are passed over. Does not stop the event loop. See `time_search.py`.
+        """
+        ...
+
+    async def find_trimmed(
+        self, loglet: LogletId, below: Offset, *, max_batches: int, max_bytes: int
+    ) -> DropBatches | None:
+        """The first batches that end at or below `below`, to be deleted by a commit; None: no more.
+
+        At least one if there is any, further ones up to `max_batches` while the sum of their sizes
+        stays within `max_bytes`. Does not stop the event loop, and brings into memory what their
+        deletion will look at.
         """
         ...
 

@@ -177,6 +177,7 @@ def _encode_seal_response(response: SealResponse) -> bytes:
         committed_tail=response.committed_tail,
         last_timestamp_ms=response.last_timestamp_ms,
         damaged=ranges_to_proto(response.damaged),
+        local_start=response.local_start,
     ).SerializeToString()
 
 
@@ -187,6 +188,7 @@ def _decode_seal_response(data: bytes) -> SealResponse:
         Offset(wire.committed_tail),
         wire.last_timestamp_ms,
         [(Offset(it.first), Offset(it.end)) for it in wire.damaged],
+        Offset(wire.local_start),
     )
 
 

@@ -12,6 +12,8 @@ from loglet.messages import (
     SealRequest,
     StoreResponse,
     TellEndsRequest,
+    TrimLoglets,
+    TrimmedLoglets,
 )
 from loglet.store import HeldBatch, LogletState, PutBatch, PutRepaired
 from sharedlog.batch import PLACEMENT_BYTES
@@ -86,6 +88,16 @@ class CoreDisk:
     def repair(self, *batches: bytes, committed: int = 0, loglet: LogletId = LOGLET) -> Answer:
         return self.group(repair(*batches, committed=committed, loglet=loglet)).answers[0]
 
+    def trim(self, local_start: int, loglet: LogletId = LOGLET) -> Decision:
+        return self.group(trim((loglet, local_start)))
+
+    def trimmed(self, local_start: int, loglet: LogletId = LOGLET) -> int:
+        """Where the local start is after a trim."""
+        (answer,) = self.trim(local_start, loglet).answers
+        assert isinstance(answer, TrimmedLoglets)
+        assert answer.loglets == [self.state(loglet)]
+        return answer.loglets[0].local_start
+
     def tell(self, end: int, loglet: LogletId = LOGLET) -> Answer:
         return self.group(tell((loglet, end))).answers[0]
 
@@ -98,6 +110,11 @@ def repair(*batches: bytes, committed: int = 0, loglet: LogletId = LOGLET) -> Re
 def tell(*ends: tuple[LogletId, int]) -> TellEndsRequest:
     """A message that tells ends."""
     return TellEndsRequest(STORAGE, [(loglet, Offset(end)) for loglet, end in ends])
+
+
+def trim(*starts: tuple[LogletId, int]) -> TrimLoglets:
+    """A message that trims."""
+    return TrimLoglets(STORAGE, [(loglet, Offset(start)) for loglet, start in starts])
 
 
 def stored_answer(answer: Answer) -> StoreResponse:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from loglet.lmdb_store import LmdbLogStore
-from loglet.store import HeldBatch, LogletState, Neighbours, StoreSpace, Write
+from loglet.store import DropBatches, HeldBatch, LogletState, Neighbours, StoreSpace, Write
 from sharedlog.ids import LogletId, Offset, StorageId
 
 
@@ -58,6 +58,13 @@ class GatedStore:
         self, loglet: LogletId, start: Offset, end: Offset, timestamp_ms: int
     ) -> Neighbours:
         return await self.inner.find_time(loglet, start, end, timestamp_ms)
+
+    async def find_trimmed(
+        self, loglet: LogletId, below: Offset, *, max_batches: int, max_bytes: int
+    ) -> DropBatches | None:
+        return await self.inner.find_trimmed(
+            loglet, below, max_batches=max_batches, max_bytes=max_bytes
+        )
 
     def space(self) -> StoreSpace:
         return self.inner.space()

@@ -33,7 +33,14 @@ from sharedlog.ids import Generation, LogId, LogletId, NodeId, Offset, Sequencer
 from sharedlog.rpc.grpc_client import GrpcTransport
 from sharedlog.rpc.grpc_server import GrpcServer
 from sharedlog.rpc.loopback import Loopback
-from sharedlog.rpc.methods import DIGEST, FIND_TIME, LIST_LOGLETS, READ_LOGLET
+from sharedlog.rpc.methods import (
+    DIGEST,
+    FIND_TIME,
+    LIST_LOGLETS,
+    RAISE_COMMITTED_TAIL,
+    READ_LOGLET,
+    TRIM,
+)
 from sharedlog.rpc.transport import ClientStream, Transport
 from sharedlog.v1 import log_server_pb2
 
@@ -175,6 +182,18 @@ class Served:
     async def tell_ends(self, *ends: tuple[LogletId, int]) -> TellEndsResponse:
         message = TellEndsRequest(self.storage_id, [(it, Offset(end)) for it, end in ends])
         return await self.transport.call(self.address, TELL_ENDS, message, timeout_s=WAIT_S)
+
+    async def raise_tail(self, tail: int, *, loglet: LogletId = LOGLET) -> None:
+        message = log_server_pb2.RaiseCommittedTailRequest(storage_id=self.storage_id)
+        message.committed.add(loglet=loglet_to_proto(loglet), tail=tail)
+        await self.transport.call(self.address, RAISE_COMMITTED_TAIL, message, timeout_s=WAIT_S)
+
+    async def trim(self, *starts: tuple[LogletId, int]) -> list[log_server_pb2.LogletStatus]:
+        message = log_server_pb2.TrimRequest(storage_id=self.storage_id)
+        for loglet, start in starts:
+            message.loglets.add(loglet=loglet_to_proto(loglet), local_start=start)
+        answer = await self.transport.call(self.address, TRIM, message, timeout_s=WAIT_S)
+        return list(answer.loglets)
 
     async def digest(
         self,

@@ -8,11 +8,20 @@ batch in its place.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from loglet.core import LogServerCore
 from loglet.group import Answer, Request
 from loglet.held import joined, restored, verified
-from loglet.messages import RepairRequest, SealRequest, SealResponse, StoreRequest, StoreResponse
+from loglet.messages import (
+    RepairRequest,
+    SealRequest,
+    SealResponse,
+    StoreRequest,
+    StoreResponse,
+    TrimLoglets,
+    TrimmedLoglets,
+)
 from loglet.ranges import Range
 from loglet.store import LogletState, PutBatch, PutLoglet
 from metadata.records import Replica
@@ -20,6 +29,7 @@ from sharedlog.errors import SharedLogError, Unreachable
 from sharedlog.ids import LogletId, NodeId, Offset, StorageId
 
 ROOM_BYTES = 1 << 40
+GapKind = Literal["hole", "damaged", "trimmed"]
 Stored = dict[Offset, tuple[Offset, bytes]]
 """Batches by their first offset: end and bytes."""
 
@@ -67,7 +77,7 @@ class MemoryLogServer:
         for write in decision.writes:
             if isinstance(write, PutBatch):
                 self.disk.setdefault(write.loglet, {})[write.first] = write.end, write.placed
-            else:
+            elif isinstance(write, PutLoglet):
                 self.records[write.loglet] = write
         self.core.check_invariants()
         return decision.answers[0]
@@ -93,6 +103,20 @@ class MemoryLogServer:
         if isinstance(answer, SharedLogError):
             raise answer
 
+    def trim(self, replica: Replica, loglet: LogletId, local_start: Offset) -> Offset | None:
+        """Where the local start is then; None: the loglet is not known. What lies below stays."""
+        answer = self.ask(TrimLoglets(replica.storage_id, [(loglet, local_start)]))
+        if isinstance(answer, SharedLogError):
+            raise answer
+        assert isinstance(answer, TrimmedLoglets)
+        return answer.loglets[0].local_start if answer.loglets else None
+
+    def sweep(self, loglet: LogletId, count: int) -> None:
+        """Delete the first so many batches of what was trimmed."""
+        for first, end, _ in list(self._overlapping(loglet, Offset(0), Offset(1 << 60)))[:count]:
+            if end <= self.records[loglet].local_start:
+                del self.disk[loglet][first]
+
     def store(self, request: StoreRequest) -> StoreResponse:
         """Raises what ends the stream."""
         answer = self.ask(request)
@@ -103,7 +127,7 @@ class MemoryLogServer:
 
     def read(
         self, replica: Replica, loglet: LogletId, first: Offset, end: Offset, *, batches_max: int
-    ) -> tuple[list[tuple[Range, bytes]], Range | None, bool]:
+    ) -> tuple[list[tuple[Range, bytes]], Range | None, GapKind]:
         """A read for repair: batches from `first` on, the gap that is there instead, its kind.
 
         Raises:
@@ -113,16 +137,19 @@ class MemoryLogServer:
             raise Unreachable("connection refused")
         self.core.check_storage(replica.storage_id)
         found: list[tuple[Range, bytes]] = []
+        state = self.state(loglet)
+        if state is not None and first < state.local_start:
+            return [], (first, min(state.local_start, end)), "trimmed"
         for at, its_end, placed in self._overlapping(loglet, first, end):
             sound = verified(loglet, at, its_end, placed).placement_bytes is not None
             if at > first or not sound:
                 gap = (first, min(at if at > first else its_end, end))
-                return (found, None, False) if found else ([], gap, at <= first)
+                return (found, None, "hole") if found else ([], gap, _kind(hole=at > first))
             found.append(((at, its_end), placed))
             first = its_end
             if len(found) == batches_max:
-                return found, None, False
-        return (found, None, False) if found else ([], (first, end), False)
+                return found, None, "hole"
+        return (found, None, "hole") if found else ([], (first, end), "hole")
 
     def state(self, loglet: LogletId) -> LogletState | None:
         return self.core.loglet(loglet)
@@ -157,7 +184,10 @@ class MemoryLogServer:
         )
 
     def holds(self, loglet: LogletId, offset: Offset) -> bytes | None:
-        """The sound batch that has the offset."""
+        """The sound batch that has the offset, which was not trimmed."""
+        state = self.state(loglet)
+        if state is not None and offset < state.local_start:
+            return None
         for first, end, placed in self._overlapping(loglet, offset, Offset(offset + 1)):
             if verified(loglet, first, end, placed).placement_bytes is not None:
                 return placed
@@ -169,3 +199,7 @@ class MemoryLogServer:
         for first, (end, placed) in sorted(self.disk.get(loglet, {}).items()):
             if first < stop and end > start:
                 yield first, end, placed
+
+
+def _kind(*, hole: bool) -> GapKind:
+    return "hole" if hole else "damaged"

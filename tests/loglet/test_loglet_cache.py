@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 from helpers.log_servers import LOGLET, OTHER, placed
 
 from loglet.answers import merge
@@ -96,3 +98,48 @@ def test_ranges_that_touch_become_one() -> None:
     ]
     assert len(merged.confirmed) == 1
     assert given[1] == stored(0, 2)
+
+
+def test_what_was_trimmed_is_forgotten() -> None:
+    """Field note 47: a batch across the local start stays, and the bound holds as before."""
+    size = len(put(100).placed)
+    cache = TailCache(10 * size + 5)
+    for first in range(100, 108):
+        cache.add(put(first))
+        cache.add(put(first, loglet=OTHER))
+        cache.landed()
+    cache.drop(LOGLET, Offset(105))
+    assert firsts(cache, 100, 200) == []
+    assert firsts(cache, 105, 200) == [105, 106, 107]
+    cache.drop(LOGLET, Offset(200))
+    cache.drop(LOGLET, Offset(200))
+    assert firsts(cache, 107, 200) == []
+    assert cache.size_bytes == sum(
+        len(it.placed) for it in cache.read(OTHER, Offset(103), Offset(200), 1 << 20)
+    )
+    cache.add(put(200, 5))
+    cache.landed()
+    cache.drop(LOGLET, Offset(203))
+    assert firsts(cache, 200, 300) == [200]
+
+
+def test_trims_and_evictions_in_any_order_keep_the_books() -> None:
+    """However they mix, the size is that of what is there, and nothing is left of what is gone."""
+    random = Random(7)
+    size = len(put(100).placed)
+    cache = TailCache(20 * size)
+    tails = dict.fromkeys((LOGLET, OTHER), 100)
+    for _ in range(3_000):
+        loglet = random.choice((LOGLET, OTHER))
+        if random.random() < 0.8:
+            cache.add(put(tails[loglet], loglet=loglet))
+            tails[loglet] += 1
+            cache.landed()
+        else:
+            cache.drop(loglet, Offset(tails[loglet] - random.randrange(12)))
+        assert cache.size_bytes <= 20 * size + 200
+        assert len(cache._arrivals) <= 2 * 21 + 2
+    for loglet, tail in tails.items():
+        cache.drop(loglet, Offset(tail))
+    assert cache.size_bytes == 0
+    assert not cache._runs

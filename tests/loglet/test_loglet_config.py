@@ -30,6 +30,7 @@ def test_the_defaults_are_valid() -> None:
         {"read_message_bytes": 16 * MIB},
         {"read_threads": 0},
         {"overloaded_retry_s": -1},
+        {"sweep_wait_s": 0},
         {"store_bytes_max": 100 * MIB},
         {"reserve_bytes": -1},
     ],

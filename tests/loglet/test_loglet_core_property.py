@@ -123,7 +123,7 @@ class Harness:
         if isinstance(write, PutBatch):
             assert write.first not in self.disk[write.loglet], "nothing is written twice"
             self.disk[write.loglet][write.first] = write.placed
-        else:
+        elif isinstance(write, PutLoglet):
             self.records[write.loglet] = write
 
     def states(self) -> list[LogletState]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.log_server_process import start
 from helpers.log_servers import LOGLET, OTHER, STORAGE, WAIT_S, open_store, opened, placed, request
 
 from loglet.inspect import OfflineStore
@@ -16,24 +17,6 @@ from loglet.wire import SEAL, STORE
 from sharedlog.errors import SharedLogError, Unreachable
 from sharedlog.ids import Offset
 from sharedlog.rpc.grpc_client import GrpcTransport
-
-TESTS = Path(__file__).resolve().parent.parent
-
-
-async def start(directory: Path) -> tuple[asyncio.subprocess.Process, str]:
-    """A log server's process and its address."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "helpers.log_server_process",
-        str(directory),
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent)))},
-    )
-    assert process.stdout is not None
-    async with asyncio.timeout(WAIT_S):
-        port = int(await process.stdout.readline())
-    return process, f"127.0.0.1:{port}"
 
 
 async def store_until_gone(transport: GrpcTransport, address: str, kill_at: int, pid: int) -> int:

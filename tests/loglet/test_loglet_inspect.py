@@ -144,3 +144,24 @@ def test_what_is_no_store_is_an_error_in_one_line(
     code, _, err = run(capsys, str(tmp_path))
     assert code == 1
     assert len(err.splitlines()) == 1
+
+
+async def test_what_was_trimmed_and_is_there_still_is_no_problem(tmp_path: Path) -> None:
+    """Batches below the local start are counted; one across it is held, and is no overlap."""
+    store = open_store(tmp_path)
+    batches = [placed(0, 3, text="needle"), placed(3, 4), placed(7)]
+    await store.commit(
+        [
+            PutLoglet(LOGLET, Offset(0), ME, sealed=False, local_start=Offset(0)),
+            *map(put, batches),
+        ]
+    )
+    await store.commit([PutLoglet(LOGLET, Offset(0), ME, False, Offset(5), last_timestamp_ms=9)])
+    await store.close()
+    damage_file(tmp_path, b"needle")
+    with OfflineStore(tmp_path) as offline:
+        report = offline.report()
+        rows = [it["offset"] for it in offline.records(LOGLET)]
+    (found,) = report.loglets
+    assert (report.problems, found.holes, found.held) == ([], [], [(3, 8)])
+    assert (found.trimmed_batches, found.batches, rows) == (1, 2, [3, 4, 5, 6, 7])

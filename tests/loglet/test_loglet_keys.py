@@ -20,6 +20,9 @@ RECORDS = [
     PutLoglet(OTHER, Offset(2**63 - 1), None, sealed=True, local_start=Offset(2**63 - 1)),
     PutLoglet(LOGLET, Offset(9), ME, sealed=True, local_start=Offset(9), told_end=Offset(2**62)),
     PutLoglet(OTHER, Offset(0), None, sealed=True, local_start=Offset(0), told_end=Offset(0)),
+    PutLoglet(LOGLET, Offset(9), ME, False, Offset(12), None, last_timestamp_ms=1),
+    PutLoglet(LOGLET, Offset(9), ME, True, Offset(12), Offset(12), last_timestamp_ms=2**63),
+    PutLoglet(OTHER, Offset(0), None, True, Offset(1), Offset(2**62), last_timestamp_ms=7),
 ]
 
 
@@ -43,9 +46,9 @@ def test_a_record_from_before_ends_were_kept_is_read() -> None:
 def test_a_record_of_a_later_version_is_refused() -> None:
     """Half of a record is not read."""
     key = keys.loglet_key(LOGLET)
-    body = b"\x03" + keys.encode_loglet(key, RECORDS[0])[5:]
+    body = b"\x04" + keys.encode_loglet(key, RECORDS[0])[5:]
     value = crc32c(key + body).to_bytes(4, "little") + body
-    with pytest.raises(StoreFailed, match="version 3"):
+    with pytest.raises(StoreFailed, match="version 4"):
         keys.decode_loglet(key, value)
 
 

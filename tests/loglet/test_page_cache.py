@@ -74,3 +74,25 @@ def test_nothing_is_let_go_before_a_step_is_full(tmp_path: Path) -> None:
         assert cached_share(path, 0, 12 * MIB) > 0.9
     finally:
         bound.close()
+
+
+def test_pages_that_are_written_again_are_let_go(tmp_path: Path) -> None:
+    """A store that is trimmed writes within its file, and grows no more."""
+    skip_unless_pages_are_let_go(tmp_path)
+    path = tmp_path / "data"
+    write(path, 64 * MIB)
+    bound = PageCacheBound(path, keep_bytes=16 * MIB, written_bytes=0)
+    try:
+        bound.on_synced(64 * MIB, 64 * MIB)
+        with path.open("r+b") as file:
+            for _ in range(2):
+                file.seek(MIB)
+                file.write(b"y" * (8 * MIB))
+                file.flush()
+                os.fsync(file.fileno())
+                assert cached_share(path, MIB, 9 * MIB) > 0.9
+                bound.on_synced(64 * MIB, 8 * MIB)
+        assert cached_share(path, MIB, 9 * MIB) < 0.1
+        assert cached_share(path, 48 * MIB, 64 * MIB) > 0.9, "the newest part stays"
+    finally:
+        bound.close()

@@ -1,7 +1,7 @@
-"""The core against a model with seals, repairs, ends and damage: sets of batches, rule by rule.
+"""The core against a model with seals, repairs, ends, trims and damage: sets of batches, by rules.
 
 The model knows nothing of groups, look-ups, room or tails; it is the words of
-`loglet/repair_rules.py` and `loglet/core.py` written down a second time.
+`loglet/repair_rules.py`, `loglet/trim_rules.py` and `loglet/core.py` written down a second time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
-from helpers.core_disk import repair, tell
+from helpers.core_disk import repair, tell, trim
 from helpers.log_servers import LOGLET, ME, OTHER, STORAGE, opened, placed, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,8 +26,9 @@ from loglet.messages import (
     SealResponse,
     StoreResponse,
     TellEndsResponse,
+    TrimmedLoglets,
 )
-from loglet.store import HeldBatch, LogletState, PutLoglet, PutRepaired, Write
+from loglet.store import DropBatches, HeldBatch, LogletState, PutLoglet, PutRepaired, Write
 from sharedlog.batch import HEADERS_BYTES, PLACEMENT_BYTES, Placement, parse_placement
 from sharedlog.ids import LogletId, Offset
 
@@ -41,14 +42,14 @@ BATCHES = {
 }
 """Ranges [0, 1) [1, 3) [3, 5) …: one batch for each offset, as a correct sequencer gives them."""
 
-Kind = Literal["open", "store", "learn", "seal", "repair", "tell"]
+Kind = Literal["open", "store", "learn", "seal", "repair", "tell", "trim"]
 
 
 @dataclass(frozen=True)
 class Event:
     kind: Kind
     loglet: LogletId
-    number: int = 0  # a tail, or an end
+    number: int = 0  # a tail, an end, or a local start
     batches: tuple[bytes, ...] = ()
 
     def request(self) -> Request:
@@ -58,6 +59,8 @@ class Event:
             return repair(*self.batches, committed=self.number, loglet=self.loglet)
         if self.kind == "tell":
             return tell((self.loglet, self.number))
+        if self.kind == "trim":
+            return trim((self.loglet, self.number))
         message = request(self.batches)
         if self.kind == "open":
             message.opens = [opened(self.loglet)]
@@ -75,7 +78,8 @@ class Model:
     sealed: bool = False
     committed: int = 0
     told_end: int | None = None
-    held: dict[int, Placement] = field(default_factory=dict)  # by first offset
+    local_start: int = 0
+    held: dict[int, Placement] = field(default_factory=dict)  # by first offset; none is trimmed
     damaged: set[int] = field(default_factory=set)
 
     @property
@@ -84,13 +88,13 @@ class Model:
 
     @property
     def tail(self) -> int:
-        return max(self.offsets, default=-1) + 1
+        return max([self.local_start - 1, *self.offsets]) + 1
 
     @property
     def hint(self) -> int:
         """The committed tail that a start finds on the disk: that of the last sound batch."""
         sound = [it for first, it in sorted(self.held.items()) if first not in self.damaged]
-        found = sound[-1].committed_tail if sound else 0
+        found = max([self.local_start, *(it.committed_tail for it in sound[-1:])])
         return found if self.told_end is None else min(found, self.told_end)
 
     def run(self, event: Event) -> bool:
@@ -109,6 +113,9 @@ class Model:
                 return True
             case "tell":
                 return not self.known or self.tell(event.number)
+            case "trim":
+                self.trim(event.number)
+                return self.known
             case "store":
                 writes = self.by_sequencer and not self.sealed
                 return all(writes and self.take(it, None) for it in event.batches)
@@ -124,6 +131,13 @@ class Model:
             self.told_end = end
         return self.told_end == end
 
+    def trim(self, local_start: int) -> None:
+        known = self.committed if self.told_end is None else self.told_end
+        self.local_start = max(self.local_start, min(local_start, known) if self.known else 0)
+        self.committed = max(self.committed, self.local_start)
+        self.held = {it.first: it for it in self.held.values() if it.end > self.local_start}
+        self.damaged &= self.held.keys()
+
     def take(self, batch: bytes, evidence: int | None) -> bool:
         """`evidence`: the committed tail of a repair; None for the sequencer's store."""
         it = parse_placement(batch)
@@ -131,6 +145,8 @@ class Model:
             return False
         if evidence is None:
             self.learn(it.committed_tail)
+        if it.end <= self.local_start:
+            return True
         if it.first in self.damaged:
             if evidence is None:
                 return False
@@ -193,6 +209,7 @@ class Harness:
         if isinstance(write, PutLoglet):
             self.records[write.loglet] = write
             return
+        assert not isinstance(write, DropBatches), "a core deletes nothing"
         disk = self.disk[write.loglet]
         old = disk.get(write.first)
         if isinstance(write, PutRepaired) and write.overwrites:
@@ -206,9 +223,16 @@ class Harness:
     def damage(self, loglet: LogletId, index: int) -> None:
         """A bit of a held batch flips, if that batch is held."""
         batch = self.disk[loglet].get(FIRSTS[index])
-        if batch is not None:
+        if batch is not None and batch.end > self.models[loglet].local_start:
             self.disk[loglet][batch.first] = HeldBatch(batch.first, batch.end, None)
             self.models[loglet].damaged.add(batch.first)
+
+    def sweep(self, count: int) -> None:
+        """So many batches that were trimmed are deleted, in order."""
+        for loglet, record in self.records.items():
+            gone = [it for it in self.disk[loglet].values() if it.end <= record.local_start]
+            for batch in sorted(gone)[:count]:
+                del self.disk[loglet][batch.first]
 
     def restart(self) -> None:
         """A new life: what is on disk counts, and committed tails fall back to what is there."""
@@ -237,6 +261,11 @@ class Harness:
             case "seal":
                 assert isinstance(answer, SealResponse)
                 assert (answer.local_tail, answer.committed_tail) == (model.tail, model.committed)
+                assert answer.local_start == model.local_start
+            case "trim":
+                assert isinstance(answer, TrimmedLoglets)
+                assert [it.local_start for it in answer.loglets] == [model.local_start] * well
+                assert [it.local_tail for it in answer.loglets] == [model.tail] * well
             case "repair":
                 assert isinstance(answer, RepairResponse) == well
             case "tell":
@@ -253,7 +282,8 @@ class Harness:
         assert (state.local_tail, state.sealed) == (model.tail, model.sealed)
         assert (state.committed_tail, state.told_end) == (model.committed, model.told_end)
         assert state.opened_by == (ME if model.by_sequencer else None)
-        disk = self.disk[loglet]
+        assert state.local_start == model.local_start
+        disk = {first: it for first, it in self.disk[loglet].items() if it.end > model.local_start}
         assert {it.first: it.end for it in disk.values()} == {
             it.first: it.end for it in model.held.values()
         }
@@ -281,9 +311,13 @@ EVENTS = st.one_of(
     st.builds(lambda it: Event("seal", it), LOGLETS),
     st.builds(_repair, LOGLETS, TAILS, RUNS),
     st.builds(lambda it, end: Event("tell", it, end), LOGLETS, st.sampled_from([3, 5, 9, 12])),
+    st.builds(lambda it, start: Event("trim", it, start), LOGLETS, st.integers(0, 13)),
 )
 BETWEEN = st.one_of(
-    st.none(), st.just("restart"), st.tuples(LOGLETS, st.integers(0, len(FIRSTS) - 1))
+    st.none(),
+    st.just("restart"),
+    st.tuples(LOGLETS, st.integers(0, len(FIRSTS) - 1)),
+    st.integers(1, len(FIRSTS)),
 )
 GROUPS = st.lists(
     st.tuples(st.lists(EVENTS, min_size=1, max_size=5), st.booleans(), BETWEEN), max_size=14
@@ -294,12 +328,12 @@ GROUPS = st.lists(
 @given(GROUPS)
 @settings(deadline=None, max_examples=300)
 def test_the_core_agrees_with_the_model(
-    groups: list[tuple[list[Event], bool, str | tuple[LogletId, int] | None]],
+    groups: list[tuple[list[Event], bool, str | tuple[LogletId, int] | int | None]],
 ) -> None:
-    """Field notes 2, 3, 5, 7 and 20: answers, tails, ends and what is on disk are the model's.
+    """Field notes 2, 3, 5, 7, 20, 44, 46: answers, tails, ends and what is on disk are the model's.
 
-    However the requests fall into groups, whatever is damaged between them, when a commit fails and
-    its group comes again, and after a restart.
+    However the requests fall into groups, whatever is damaged between them, however far what was
+    trimmed is deleted, when a commit fails and its group comes again, and after a restart.
     """
     harness = Harness()
     for events, full, between in groups:
@@ -308,3 +342,5 @@ def test_the_core_agrees_with_the_model(
             harness.restart()
         elif isinstance(between, tuple):
             harness.damage(*between)
+        elif isinstance(between, int):
+            harness.sweep(between)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,6 +24,7 @@ from helpers.sim.world import World
 
 from loglet.held import restored, verified
 from loglet.store import (
+    DropBatches,
     HeldBatch,
     LogletState,
     Neighbours,
@@ -45,6 +47,8 @@ LOGLET_BYTES: Final = 256
 """What a loglet record is counted as."""
 
 OnStored = Callable[["SimDisk", LogletId, Offset, Offset], None]
+OnTrimmed = Callable[["SimDisk", LogletId, Offset], None]
+"""Is told of each local start, when it is durable."""
 
 
 @dataclass(slots=True)
@@ -72,6 +76,15 @@ class _Loglet:
         self.batches[write.first] = write
         return len(write.placed) - (0 if old is None else len(old.placed))
 
+    def drop(self, end: Offset) -> list[PutBatch]:
+        """Delete the batches that end at or below `end`; returns them."""
+        assert end <= self.record.local_start, "only what is trimmed durably is deleted"
+        gone = [batch for batch in self.batches.values() if batch.end <= end]
+        for batch in gone:
+            del self.batches[batch.first]
+        self.firsts = sorted(self.batches)
+        return gone
+
 
 class SimDisk:
     """The durable state of one store, and its faults."""
@@ -84,6 +97,7 @@ class SimDisk:
         capacity_bytes: int = 1 << 30,
         commit_max_s: float = 0.002,
         on_stored: OnStored | None = None,
+        on_trimmed: OnTrimmed | None = None,
     ) -> None:
         self.name = name
         self.storage_id = StorageId(world.ids(f"storage {name}")())
@@ -99,6 +113,9 @@ class SimDisk:
         self._loglets: dict[LogletId, _Loglet] = {}
         self._owner: SimLogStore | None = None
         self._on_stored = on_stored
+        self._on_trimmed = on_trimmed
+        # What was trimmed and deleted, for the judges; of damaged batches nothing is kept.
+        self._dropped: dict[LogletId, list[PutBatch]] = defaultdict(list)
 
     def open(self) -> SimLogStore:
         """A new life's handle on what is durable."""
@@ -137,7 +154,7 @@ class SimDisk:
                 need += len(write.placed)
                 kept = RESERVE_BYTES // 2 if isinstance(write, PutRepaired) else RESERVE_BYTES
                 reserved = max(reserved, kept)
-            else:
+            elif isinstance(write, PutLoglet):
                 records += LOGLET_BYTES
         if need + records > self.free_bytes(reserved):
             raise StoreReadOnly(f"disk {self.name} is full")
@@ -151,6 +168,14 @@ class SimDisk:
                     self.used_bytes += LOGLET_BYTES
                 else:
                     found.record = write
+                if write.local_start > write.base and self._on_trimmed is not None:
+                    self._on_trimmed(self, write.loglet, write.local_start)
+            elif isinstance(write, DropBatches):
+                for batch in self._loglets[write.loglet].drop(write.end):
+                    self.used_bytes -= len(batch.placed)
+                    if (write.loglet, batch.first) not in self.damaged:
+                        self._dropped[write.loglet].append(batch)
+                    self.damaged.discard((write.loglet, batch.first))
             else:
                 self.used_bytes += self._loglets[write.loglet].put(write)
                 self.damaged.discard((write.loglet, write.first))
@@ -183,6 +208,10 @@ class SimDisk:
             return []
         found = (held.batches[first] for first in held.firsts if first < end)
         return [batch for batch in found if batch.end > start]
+
+    def ever(self, loglet: LogletId) -> list[PutBatch]:
+        """Every batch that it has, or had until it was trimmed; in no order, for judges."""
+        return self._dropped[loglet] + self.read(loglet, Offset(0), Offset(1 << 62))
 
 
 class SimLogStore:
@@ -262,10 +291,26 @@ class SimLogStore:
 
         return find_neighbours(walk, loglet, start, end, timestamp_ms)
 
+    async def find_trimmed(
+        self, loglet: LogletId, below: Offset, *, max_batches: int, max_bytes: int
+    ) -> DropBatches | None:
+        batches = size = 0
+        end = below
+        for batch in self._disk.read(loglet, Offset(0), below):
+            if batch.end > below or batches >= max_batches:
+                break
+            if batches and size + len(batch.placed) > max_bytes:
+                break
+            batches, size, end = batches + 1, size + len(batch.placed), batch.end
+        return DropBatches(loglet, end, batches, size) if batches else None
+
     def space(self) -> StoreSpace:
         disk = self._disk
         return StoreSpace(
-            disk.used_bytes, disk.free_bytes(RESERVE_BYTES), disk.free_bytes(RESERVE_BYTES // 2)
+            disk.used_bytes,
+            disk.free_bytes(RESERVE_BYTES),
+            disk.free_bytes(RESERVE_BYTES // 2),
+            disk.used_bytes,
         )
 
     async def close(self) -> None:
