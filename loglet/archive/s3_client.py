@@ -1,0 +1,68 @@
+"""The library's client for S3: loaded late, and told what `[archive]` says.
+
+Nothing else here knows how the library is set up. What it is told, and why:
+
+- no repetitions: `S3Store` knows what is safe to repeat, and waits by the given clock;
+- checksums only where they are required: servers that are not Amazon's refuse what they do not
+  know, and `S3Store` sends its own where they are taken;
+- no `Expect: 100-continue`: aiohttp would wait for ever for a server that does not know it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, cast
+
+from loglet.archive.config import ArchiveConfig
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3.client import S3Client
+
+_LOADED: Final = (
+    "aiobotocore.config",
+    "aiobotocore.session",
+    "botocore.handlers",
+    "loglet.archive.s3_errors",
+)
+_REGION_OF_OTHERS: Final = "us-east-1"
+"""What servers that know no regions expect in signatures."""
+
+
+async def open_client(settings: ArchiveConfig, stack: AsyncExitStack) -> S3Client:
+    """A client, which ends with `stack`. It connects, and looks for credentials, when it is used.
+
+    **Cancellation:** there is no client then.
+    """
+    # Some 0.3 s of reading files, in which the event loop goes on.
+    await asyncio.to_thread(lambda: [import_module(name) for name in _LOADED])
+    from aiobotocore.config import AioConfig
+    from aiobotocore.session import get_session
+    from botocore.handlers import add_expect_header
+
+    path = settings.addressing == "path" or (settings.addressing == "auto" and settings.endpoint)
+    s3: dict[str, object] = {"addressing_style": "path" if path else "virtual"}
+    if not settings.endpoint.startswith("http:"):
+        # TLS and our checksum protect the body; its SHA-256 would hold up the loop.
+        s3["payload_signing_enabled"] = False
+    config = AioConfig(
+        s3=s3,
+        connect_timeout=settings.connect_timeout_s,
+        read_timeout=settings.read_timeout_s,
+        max_pool_connections=settings.connections_max,
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        user_agent_extra="sharedlog",
+        warm_up_loader_caches=True,
+    )
+    made = get_session().create_client(
+        "s3",
+        region_name=settings.region or (_REGION_OF_OTHERS if settings.endpoint else None),
+        endpoint_url=settings.endpoint or None,
+        config=config,
+    )
+    client = cast("S3Client", await stack.enter_async_context(made))
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+    return client
