@@ -96,6 +96,8 @@ def _loglet_lines(found: LogletReport, *, ranges: bool) -> list[str]:
         f"  {found.batches} batches   {found.records} records   {found.bytes} bytes   "
         f"{found.damaged_batches} damaged"
     )
+    if found.trimmed_batches:
+        sizes += f"   {found.trimmed_batches} trimmed, to be deleted"
     lines = [f"loglet {found.loglet}   {state}, {opener}", offsets, sizes]
     lines += [f"  hole [{first}, {end})" for first, end in found.holes]
     if ranges:

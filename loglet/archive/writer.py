@@ -1,0 +1,183 @@
+"""Writes one object and makes sure of it: upload, then read it back, before anybody names it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from loglet.archive.errors import CorruptObject
+from loglet.archive.layout import ObjectName, object_key
+from loglet.archive.manifest import ObjectEntry
+from loglet.archive.object_format import (
+    FOOTER_BYTES,
+    Block,
+    ObjectBuilder,
+    check_block,
+    decode_footer,
+    decode_index,
+)
+from loglet.archive.object_store import ObjectStore
+from metadata.records import LostRange
+from sharedlog.ids import LogId, Offset
+from sharedlog.limits import MIB
+from sharedlog.read_progress import ReadChunk
+
+TAIL_BYTES: Final = 64 * 1024
+"""The last bytes of an object: footer and index of nearly every one."""
+READ_BACK_BYTES: Final = 4 * MIB
+"""Blocks are read back in ranges of about as many."""
+
+
+class ReadCommitted(Protocol):
+    """Reads committed batches of a log, control batches too, from its log servers."""
+
+    def __call__(self, start: Offset, end: Offset, /) -> AsyncGenerator[ReadChunk, None]:
+        """As `LogReader.read`; nothing in [start, end) is lost."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which object is to be made: from `first` on, until it is large enough or `end` is reached."""
+
+    cluster_id: str
+    log_id: LogId
+    first: Offset  # where a batch begins, or within the first batch of an archive
+    end: Offset  # committed up to here
+    lost: Sequence[LostRange]  # accepted losses of the log, in order
+    bytes_max: int  # one more batch may be in it
+
+
+class _Making:
+    """An object under way."""
+
+    def __init__(self, wanted: Wanted, object_id: str, now_ms: int) -> None:
+        self._wanted = wanted
+        self.builder = ObjectBuilder(
+            cluster_id=bytes.fromhex(wanted.cluster_id),
+            log_id=wanted.log_id,
+            object_id=bytes.fromhex(object_id),
+            first=wanted.first,
+            created_ms=now_ms,
+        )
+
+    async def parts(self, read: ReadCommitted) -> AsyncGenerator[bytes, None]:
+        """Its bytes, in order."""
+        builder, wanted = self.builder, self._wanted
+        for first, end, is_lost in split_lost(wanted.first, wanted.end, wanted.lost):
+            if is_lost:
+                builder.skip_to(end)
+            else:
+                async with aclosing(read(first, end)) as chunks:
+                    async for part in self._add(chunks, end):
+                        yield part
+            if builder.size >= wanted.bytes_max:
+                break
+        for part in builder.finish():
+            yield part
+
+    async def _add(
+        self, chunks: AsyncGenerator[ReadChunk, None], end: Offset
+    ) -> AsyncGenerator[bytes, None]:
+        builder = self.builder
+        async for chunk in chunks:
+            for placed in chunk.batches:
+                builder.add(placed)
+                if builder.end >= end or builder.size >= self._wanted.bytes_max:
+                    break
+            for part in builder.take():
+                yield part
+            if builder.end >= end or builder.size >= self._wanted.bytes_max:
+                return
+
+    def entry(self, key: str) -> ObjectEntry:
+        """What the manifest is to say of it."""
+        builder, footer = self.builder, self.builder.footer
+        assert footer is not None
+        return ObjectEntry(
+            key=key,
+            first=footer.first,
+            end=footer.end,
+            size=footer.object_bytes,
+            records=footer.record_count,
+            first_ms=builder.first_ms,
+            last_ms=builder.last_ms,
+        )
+
+
+def split_lost(
+    start: Offset, end: Offset, lost: Sequence[LostRange]
+) -> Iterator[tuple[Offset, Offset, bool]]:
+    """[start, end) in order, as ranges that are there and ranges whose loss was accepted (True)."""
+    at = start
+    for it in lost:
+        if it.end <= at or it.first >= end or it.first == it.end:
+            continue
+        if it.first > at:
+            yield at, it.first, False
+        at = min(it.end, end)
+        yield max(it.first, start), at, True
+    if at < end:
+        yield at, end, False
+
+
+def _runs(blocks: Sequence[Block]) -> Iterator[list[Block]]:
+    """Blocks that are read back together."""
+    run: list[Block] = []
+    size = 0
+    for block in blocks:
+        if run and size + block.size > READ_BACK_BYTES:
+            yield run
+            run, size = [], 0
+        run.append(block)
+        size += block.size
+    if run:
+        yield run
+
+
+class ObjectWriter:
+    """Writes objects to `store`."""
+
+    def __init__(
+        self, store: ObjectStore, *, now_ms: Callable[[], int], new_id: Callable[[], str]
+    ) -> None:
+        self._store = store
+        self._now_ms = now_ms
+        self._new_id = new_id
+
+    async def write(self, wanted: Wanted, read: ReadCommitted) -> ObjectEntry:
+        """Upload an object and verify what the store has then; nothing names it yet.
+
+        Raises:
+            CorruptObject: the store has something else than was uploaded. ArchiveUnavailable; and
+            what `read` raises. Whatever was uploaded until then is an orphan, and is swept.
+
+        **Cancellation:** safe at any moment, likewise.
+        """
+        name = ObjectName(wanted.first, self._new_id())
+        key = object_key(wanted.cluster_id, wanted.log_id, name)
+        making = _Making(wanted, name.object_id, self._now_ms())
+        async with aclosing(making.parts(read)) as parts:
+            size = await self._store.upload(key, parts)
+        if size != making.builder.size:
+            raise CorruptObject(f"{key}: {size} bytes of {making.builder.size} were uploaded")
+        await self._verify(key, making)
+        return making.entry(key)
+
+    async def _verify(self, key: str, making: _Making) -> None:
+        tail, size = await self._store.read_tail(key, TAIL_BYTES)
+        footer = decode_footer(tail, size)
+        if footer != making.builder.footer:
+            raise CorruptObject(f"{key}: the store has another object than was uploaded")
+        index = tail[-(footer.index_bytes + FOOTER_BYTES) : -FOOTER_BYTES]
+        if len(index) < footer.index_bytes:
+            at = footer.index_position
+            index = await self._store.read(key, at, at + footer.index_bytes)
+        for run in _runs(decode_index(index, footer)):
+            start, end = run[0].position, run[-1].position + run[-1].size
+            data = await self._store.read(key, start, end)
+            for block in run:
+                at = block.position - start
+                check_block(data[at : at + block.size], block)
