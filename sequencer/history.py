@@ -33,7 +33,7 @@ from sharedlog.batch import (
 )
 from sharedlog.clock import Clock
 from sharedlog.errors import CorruptBatch, LogUnavailable, SharedLogError, Unreachable
-from sharedlog.ids import LogletId, NodeId, Offset
+from sharedlog.ids import ARCHIVE_PREFIX, LogletId, NodeId, Offset, StorageId
 from sharedlog.rpc.methods import READ_LOGLET
 from sharedlog.rpc.transport import Transport
 from sharedlog.v1 import log_server_pb2
@@ -115,6 +115,12 @@ class LogHistory:
     ) -> AsyncGenerator[HistoryPage, None]:
         """Pages from whichever log server has them, one after the other."""
         replicas = self._best_first(segment)
+        if self._own is not None and start < record.archived_end:
+            # What the log servers have trimmed; each node reads the archive.
+            archive = StorageId(ARCHIVE_PREFIX + self._own)
+            replicas.append(Replica(node_id=self._own, storage_id=archive))
+        if not replicas:
+            raise LogUnavailable(f"log {record.name}: offset {start} is in the archive alone")
         backoff = Backoff(self._random, min_s=_PAUSE_MIN_S, max_s=_PAUSE_MAX_S)
         position, failures, reason = start, 0, ""
         while position < end:
@@ -164,6 +170,8 @@ class LogHistory:
         )
         if segment.end is not None:
             request.segment_end = segment.end
+        # What is archived may have been written to a log that this one was forked from.
+        wanted = None if replica.storage_id.startswith(ARCHIVE_PREFIX) else loglet
         stream = self._transport.stream(node.address, READ_LOGLET)
         position, behind, patience_s = start, 0, _FIRST_ANSWER_S
         try:
@@ -182,7 +190,7 @@ class LogHistory:
                         known = message.committed_tail
                         raise Unreachable(f"node {replica.node_id} knows offsets below {known}")
                 if message.batches:
-                    page = _parse(loglet, message.batches, position, end)
+                    page = _parse(wanted, message.batches, position, end)
                     position = page.up_to
                     yield page
                 if message.HasField("gap") and position < end:
@@ -197,7 +205,7 @@ def _ranges(
     """The parts of [start, end) by segment, in order, without what is given up for lost."""
     for segment in record.chain:
         limit = end if segment.end is None else min(end, segment.end)
-        first = max(start, segment.base)
+        first = max(start, segment.base, record.start)
         for lost in segment.lost:
             if lost.first < lost.end and lost.first < limit and lost.end > first:
                 if first < lost.first:
@@ -208,9 +216,11 @@ def _ranges(
 
 
 def _parse(
-    loglet: LogletId, batches: Sequence[bytes], position: Offset, end: Offset
+    loglet: LogletId | None, batches: Sequence[bytes], position: Offset, end: Offset
 ) -> HistoryPage:
     """The batches of one message: whole, of this loglet, one after the other, none beyond `end`.
+
+    `loglet` None: whose they are is known by their offsets alone.
 
     Raises:
         CorruptBatch: they are not.
@@ -221,7 +231,7 @@ def _parse(
         placement = parse_placement(placed)
         first = placement.first
         follows = first == position if position > start else first <= position < placement.end
-        if placement.loglet != loglet or not follows:
+        if placement.loglet != loglet is not None or not follows:
             raise CorruptBatch(f"[{first}, {placement.end}) does not go on at {position}")
         position = placement.end
         if position > end:

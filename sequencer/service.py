@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
@@ -49,6 +49,7 @@ from sequencer.opening import Claim, Openings, producer_of
 from sequencer.producers import REMEMBERED_MAX, IdleProducers, ProducerTable, Remembered
 from sequencer.replication import Replication
 from sequencer.session import AppendSession, SessionSlot, SessionStream
+from sequencer.state import CHECKPOINT
 from sequencer.state_recovery import StateRecovery
 from sequencer.watch import Watch
 from sharedlog.clock import Clock
@@ -255,29 +256,25 @@ class Sequencer:
         **Cancellation:** stops the wait, not the write: the batch may still commit.
         """
         self._check_load()
-        deadline_s = self._clock.monotonic_s() + timeout_s
-        while True:
-            left_s = deadline_s - self._clock.monotonic_s()
-            active, _ = await self._admitting(record, 0, left_s)
-            future: asyncio.Future[InFlight | Remembered] = (
-                asyncio.get_running_loop().create_future()
-            )
-            ticket = FutureTicket(future)
+
+        def submit(active: ActiveLoglet, ticket: FutureTicket) -> None:
             self._admission.submit(active, PlainSender(), batch, conditions, ticket)
-            try:
-                async with asyncio.timeout(deadline_s - self._clock.monotonic_s()):
-                    done = await future
-            except MovedOn:
-                continue
-            except TimeoutError as error:
-                raise AppendIndefinite(
-                    f"log {record.name}: no write quorum within {timeout_s:g} s; "
-                    "the append may yet be committed"
-                ) from error
-            finally:
-                if future.cancelled():
-                    self._admission.withdraw(active, ticket)
-            return AppendedBatch(done.first, done.end, done.timestamp_ms)
+
+        return await self._append_one(record, submit, timeout_s)
+
+    async def checkpoint(self, record: LogRecord, *, timeout_s: float = 10.0) -> AppendedBatch:
+        """Write the log's state into the log once more, so that it needs nothing from before.
+
+        Raises:
+            NotSequencer, LogUnavailable: not written. AppendIndefinite: it may be there later.
+
+        **Cancellation:** as for `append`.
+        """
+
+        def write(active: ActiveLoglet, ticket: FutureTicket) -> None:
+            self._admission.control(active, CHECKPOINT, ticket)
+
+        return await self._append_one(record, write, timeout_s)
 
     async def find_tail(self, record: LogRecord, *, timeout_s: float = 10.0) -> Offset:
         """The tail, linearizable; see `find_tail.py`.
@@ -541,6 +538,36 @@ class Sequencer:
         finally:
             active.remove(session)
             self._admission.forget(active, session)
+
+    async def _append_one(
+        self,
+        record: LogRecord,
+        submit: Callable[[ActiveLoglet, FutureTicket], None],
+        timeout_s: float,
+    ) -> AppendedBatch:
+        """Submit a batch where the log is, and wait until it is committed; see `append`."""
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        while True:
+            active, _ = await self._admitting(record, 0, deadline_s - self._clock.monotonic_s())
+            future: asyncio.Future[InFlight | Remembered] = (
+                asyncio.get_running_loop().create_future()
+            )
+            ticket = FutureTicket(future)
+            submit(active, ticket)
+            try:
+                async with asyncio.timeout(deadline_s - self._clock.monotonic_s()):
+                    done = await future
+            except MovedOn:
+                continue
+            except TimeoutError as error:
+                raise AppendIndefinite(
+                    f"log {record.name}: no write quorum within {timeout_s:g} s; "
+                    "the append may yet be committed"
+                ) from error
+            finally:
+                if future.cancelled():
+                    self._admission.withdraw(active, ticket)
+            return AppendedBatch(done.first, done.end, done.timestamp_ms)
 
     async def _find_tail(self, active: ActiveLoglet) -> Offset:
         caller: asyncio.Future[Offset] = asyncio.get_running_loop().create_future()

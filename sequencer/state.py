@@ -18,7 +18,9 @@ three short reads, wherever in the chain they lie. Nobody has to look for anythi
 `BYTES_MAX` bytes, read to get at it has a checkpoint written in front. What lies behind
 `state_until` is not read, so a log whose state rests can grow without any checkpoint. After a
 takeover nobody knows how much that was, so the first session of a named producer writes a control
-batch in any case.
+batch in any case. A log that was restored or forked has its state in the archive at first: the
+first batch of all has a checkpoint written in front (`is_archived`), so that from then on a
+takeover has all that it needs from log servers.
 
 **Named producers.** The name decides the id. A life of a producer has an epoch, one more than the
 life before; it is in the log before the life may append. An append of an older epoch is refused,
@@ -104,12 +106,13 @@ class LogState:
 
     __slots__ = (
         *("_batches", "_bytes", "_counted", "_expiry_ms", "_forgotten_epoch", "_producers"),
-        *("last_ms", "range", "token"),
+        *("is_archived", "last_ms", "range", "token"),
     )
 
     def __init__(self, *, expiry_s: float) -> None:
         self.token = ""
         self.range = NO_STATE
+        self.is_archived = False  # the control batch at `range.start` is in no log server
         self.last_ms = 0  # timestamp of the log's last batch when the state was taken over
         self._expiry_ms = int(expiry_s * 1_000)
         # By id, the longest idle first.
@@ -196,7 +199,12 @@ class LogState:
     # What is written.
 
     def needs_checkpoint(self, by: BatchProducer, size: int) -> bool:
-        """The batch changes the state, and lies too far from the last control batch."""
+        """The batch changes the state, and lies too far from the last control batch.
+
+        Or nobody but the archive has that one.
+        """
+        if self.is_archived:
+            return True
         if by.producer_id not in self._producers:
             return False
         far = self._batches >= BATCHES_MAX or self._bytes + size > BYTES_MAX
@@ -231,6 +239,7 @@ class LogState:
         """A control batch with `message` is placed at [first, end)."""
         self.range = StateRange(first, end)
         self._batches, self._bytes, self._counted = 1, size, True
+        self.is_archived = False
 
     def on_records(
         self, by: BatchProducer, first: Offset, end: Offset, size: int, now_ms: int

@@ -17,9 +17,11 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from random import Random
 from typing import Final
 
+from metadata.history_rules import archived_until
 from metadata.records import LogRecord
 from sequencer.config import SequencerConfig
 from sequencer.history import HistoryPage, HistoryScanner
@@ -114,8 +116,10 @@ class StateRecovery:
         **Cancellation:** safe.
         """
         state = LogState(expiry_s=self._config.named_producer_expiry_s)
+        # What is needed here is left on log servers by a purge, but not in the archive.
+        record = replace(record, start=min(record.start, archived_until(record.chain)))
         last = last_offset(record, base)
-        if last is None:
+        if last is None or last < record.start:
             return state
         placements: list[Placement] = []
         async for page in self._scan(record, last, Offset(last + 1)):
@@ -134,6 +138,7 @@ class StateRecovery:
             log.error("state.lost", extra={"log": record.name, "range": found})
             return state
         state.on_recovered(found, decode_control(controls[-1]), batches)
+        state.is_archived = found.start < archived_until(record.chain)
         return state
 
     async def _scan(

@@ -38,3 +38,11 @@ def test_what_does_not_fit_is_not_taken(batches: list[bytes]) -> None:
     """Nothing is skipped, and nothing at or above the end is counted (field note 7)."""
     with pytest.raises(CorruptBatch):
         _parse(LOGLET, batches, Offset(5), Offset(10))
+
+
+def test_what_the_archive_has_may_be_another_logs() -> None:
+    """Of a log that was forked: whose it is the offsets say, and these must fit."""
+    page = _parse(None, heads(placed(5, loglet=OTHER), placed(6)), Offset(5), Offset(7))
+    assert page.up_to == 7
+    with pytest.raises(CorruptBatch):
+        _parse(None, heads(placed(6, loglet=OTHER)), Offset(5), Offset(7))

@@ -158,6 +158,22 @@ def test_a_log_whose_state_rests_has_no_checkpoints() -> None:
     assert model.state.range == (1 + 2 * BATCHES_MAX, 3 + 2 * BATCHES_MAX)
 
 
+def test_a_state_that_only_the_archive_has_is_written_anew_at_once() -> None:
+    """By the first batch, whoever's it is; after that everything is as ever."""
+    model = Model()
+    model.control(FENCE)
+    found = StateRange(Offset(0), Offset(1))
+    model.state = LogState(expiry_s=WEEK_S)
+    model.state.on_recovered(found, model.controls[0], [])
+    assert not model.state.needs_checkpoint(NO_PRODUCER, 100)
+    model.state.is_archived = True
+    model.records(NO_PRODUCER, 3, 100)
+    model.records(NO_PRODUCER, 3, 100)
+    kinds = [placement.kind for placement, _, _ in model.batches]
+    assert kinds == [KIND_CONTROL, KIND_CONTROL, 0, 0]
+    assert model.batches[-1][0].state_from == 1
+
+
 def test_a_life_goes_on_where_the_last_one_stopped() -> None:
     state = LogState(expiry_s=WEEK_S)
     first = state.begin_life("importer", set, 5)
