@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         OffsetMismatch,
         OffsetOutOfRange,
         ProducerFenced,
+        Purged,
         SharedLogError,
         Unreachable,
     )
@@ -48,11 +49,13 @@ if TYPE_CHECKING:
     from sharedlog.log import Log, NewRecord
     from sharedlog.pending import PendingAppend
     from sharedlog.read_window import ReadProgress
-    from sharedlog.starts import Start, Timestamp, from_tail, from_time
+    from sharedlog.retention import Retention
+    from sharedlog.starts import EARLIEST, Start, Timestamp, from_tail, from_time
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "EARLIEST",
     "AppendIndefinite",
     "Appender",
     "AppenderConfig",
@@ -77,9 +80,11 @@ __all__ = [
     "OffsetOutOfRange",
     "PendingAppend",
     "ProducerFenced",
+    "Purged",
     "ReadProgress",
     "ReaderConfig",
     "Record",
+    "Retention",
     "SharedLogError",
     "Start",
     "Timestamp",
@@ -107,6 +112,8 @@ _FROM: Final = {
     "ReadProgress": "read_window",
     "ReaderConfig": "config",
     "Record": "batch",
+    "Retention": "retention",
+    "EARLIEST": "starts",
     "Start": "starts",
     "Timestamp": "starts",
     "connect": "cluster",

@@ -18,9 +18,18 @@ from sharedlog.errors import InvalidArgument
 from sharedlog.limits import LIST_PAGE_MAX, READ_MANY_MAX
 from sharedlog.log import Log
 from sharedlog.namespaces import Namespaces
-from sharedlog.rpc.methods import CREATE_LOG, DESCRIBE_LOG, GET_NODES, GET_STATUS, LIST_LOGS
+from sharedlog.retention import Retention
+from sharedlog.retention_proto import asked_to_proto
+from sharedlog.rpc.methods import (
+    CREATE_LOG,
+    DESCRIBE_LOG,
+    GET_NODES,
+    GET_STATUS,
+    LIST_LOGS,
+    SET_RETENTION,
+)
 from sharedlog.rpc.transport import Transport
-from sharedlog.starts import Start
+from sharedlog.starts import EARLIEST, Start
 from sharedlog.v1 import cluster_pb2, log_pb2, types_pb2
 
 Routing = Literal["smart", "plain"]
@@ -168,12 +177,18 @@ class Cluster:
         return found
 
     async def create_log(
-        self, name: str, replicas: int | None = None, write_quorum: int | None = None
+        self,
+        name: str,
+        replicas: int | None = None,
+        write_quorum: int | None = None,
+        *,
+        retention: Retention | None = None,
     ) -> Log:
         """Create a log; `replicas` copies, of which `write_quorum` make an append durable.
 
-        None takes what the log's namespaces say (`Cluster.namespaces`), or else the cluster's
-        default and the majority of the replicas.
+        None, also in the fields of `retention`, takes what the log's namespaces say
+        (`Cluster.namespaces`), or else the cluster's default, the majority of the replicas, and no
+        limit to what is kept.
 
         Raises:
             LogExists: a log of this name exists.
@@ -189,12 +204,34 @@ class Cluster:
             name=name,
             replicas=replicas or 0,
             write_quorum=write_quorum or 0,
-            nonce=f"{self._connection.rng.getrandbits(128):032x}",
+            retention=asked_to_proto(retention),
+            nonce=self._nonce(),
         )
         answer = await self._connection.call(CREATE_LOG, request)
         log = self.log(name)
         log.learn(answer.log)
         return log
+
+    async def set_retention(self, name: str, retention: Retention) -> types_pb2.LogDescription:
+        """Set how long a log keeps its records; returns the log as it is now, its open segment.
+
+        Fields that are None stay as they are, 0 is no limit. What is over a limit by then goes
+        soon, not at once.
+
+        Raises:
+            LogNotFound: there is none of this name.
+            InvalidArgument: an amount can't be, or with what is set already the ages can't.
+            MetadataUnavailable, Unreachable: it may or may not be done.
+
+        **Cancellation:** it may or may not be done.
+        """
+        request = log_pb2.SetRetentionRequest(
+            name=name, retention=asked_to_proto(retention), nonce=self._nonce()
+        )
+        return (await self._connection.call(SET_RETENTION, request)).log
+
+    def _nonce(self) -> str:
+        return f"{self._connection.rng.getrandbits(128):032x}"
 
     async def list_logs(self, prefix: str = "") -> list[types_pb2.LogDescription]:
         """All logs whose names start with `prefix`, in order, each with its open segment.
@@ -243,15 +280,15 @@ class Cluster:
         self,
         logs: Iterable[str | Log],
         *,
-        start: Start | Mapping[str, Start] = 0,
+        start: Start | Mapping[str, Start] = EARLIEST,
         follow: bool = False,
     ) -> AsyncGenerator[tuple[str, Record], None]:
         """Records of several logs as one sequence: the name of its log with each record.
 
         Each log's records come in their order, every one once. Those of different logs come in the
         order of their timestamps, and of their names where these are equal. `start` is one for all,
-        or for each by name; a log that is not named there starts at 0. Ends at the logs' tails as
-        they are when it starts, and then the order is exact.
+        or for each by name; a log that is not named there is read from its start. Ends at the logs'
+        tails as they are when it starts, and then the order is exact.
 
         With `follow` it goes on for ever. What was there when it started is merged exactly. From
         then on a record is handed out once each other log has a later one, or has been read up to a
@@ -281,7 +318,7 @@ class Cluster:
         given = start if isinstance(start, Mapping) else dict.fromkeys(by_name, start)
         if unknown := sorted(given.keys() - by_name.keys()):
             raise InvalidArgument(f"start names {unknown[0]!r}, which is not to be read")
-        starts: dict[str, Start] = {name: given.get(name, 0) for name in by_name}
+        starts: dict[str, Start] = {name: given.get(name, EARLIEST) for name in by_name}
         reads = MergedReads(by_name, starts, follow=follow, clock=self._connection.clock)
         return reads.records()
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from sharedlog.admin import Admin
 from sharedlog.appender import Appender
 from sharedlog.batch import BatchBuilder, Headers, Record
 from sharedlog.codec import Compression
@@ -19,7 +21,7 @@ from sharedlog.log_reads import LogReads, ReadOptions
 from sharedlog.read_window import ReadProgress
 from sharedlog.record_checks import check_record
 from sharedlog.route import Route
-from sharedlog.starts import Start, Timestamp
+from sharedlog.starts import EARLIEST, Start, Timestamp
 from sharedlog.v1 import types_pb2
 
 if TYPE_CHECKING:
@@ -218,7 +220,7 @@ class Log:
 
     def read(
         self,
-        start: Start = 0,
+        start: Start = EARLIEST,
         end: int | None = None,
         *,
         follow: bool = False,
@@ -232,7 +234,8 @@ class Log:
     ) -> AsyncGenerator[Record, None]:
         """Records from `start` (inclusive) to `end` (exclusive), in order, without gaps.
 
-        `start` is an offset, `from_time(timestamp)` or `from_tail(n)`. The read ends at the tail as
+        `start` is an offset, `from_time(timestamp)`, `from_tail(n)`, or `EARLIEST`: where the log
+        starts. The read ends at the tail as
         it is when it starts, unless `follow`: then it goes on for ever, or up to `end`, with each
         record as soon as it is committed. Besides, it ends
 
@@ -258,7 +261,8 @@ class Log:
 
         Raises:
             OffsetOutOfRange: `start` is below 0 or beyond the tail. At the tail is well: there is
-            nothing. DataLoss, Unreachable: records that are in the log can't be had.
+            nothing. Purged: `start` is an offset below the log's start. DataLoss, Unreachable:
+            records that are in the log can't be had.
             CodecUnavailable: they were compressed, and the library for that is not installed.
             LogNotFound: there is no such log. InvalidArgument: a limit is below what it can be.
 
@@ -281,7 +285,7 @@ class Log:
 
     def read_batches(
         self,
-        start: Start = 0,
+        start: Start = EARLIEST,
         end: int | None = None,
         *,
         follow: bool = False,
@@ -404,6 +408,39 @@ class Log:
             LogNotFound. LogUnavailable: no log server answers. Unreachable: no node does.
         """
         return await self._reads.known_tail()
+
+    # The beginning.
+
+    async def trim(self, before: int) -> Offset:
+        """Have log servers keep nothing below `before`: it is read from the archive from then on.
+
+        What is not archived yet is archived first. Returns how far the trim went, which is less
+        than `before` if that lies beyond the tail, and for what the next sequencer needs.
+        `Admin.trim` tells more, and progress. A log's retention does this by itself.
+
+        Raises:
+            LogNotFound. InvalidArgument: the cluster has no archive. ArchiveUnavailable.
+
+        **Cancellation:** it may be done in part; it may be repeated.
+        """
+        trimmed = Offset(0)
+        async with aclosing(Admin(self._connection).trim(self.name, before=before)) as answers:
+            async for answer in answers:
+                if answer.done:
+                    trimmed = Offset(answer.trimmed)
+        return trimmed
+
+    async def purge(self, before: int) -> Offset:
+        """Delete what lies below `before` for ever, in the archive, too; returns the log's start.
+
+        Reads below it raise `Purged` from then on. `Admin.purge` tells more.
+
+        Raises:
+            LogNotFound. InvalidArgument: beyond the tail.
+
+        **Cancellation:** it may or may not be done; it may be repeated.
+        """
+        return Offset((await Admin(self._connection).purge(self.name, before=before)).start)
 
     async def describe(self) -> types_pb2.LogDescription:
         """The log's configuration, its chain and its nodes, fetched anew."""

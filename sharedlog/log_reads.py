@@ -23,6 +23,7 @@ from sharedlog.errors import (
     InvalidArgument,
     LogUnavailable,
     OffsetOutOfRange,
+    Purged,
     Unreachable,
 )
 from sharedlog.ids import Offset
@@ -33,7 +34,7 @@ from sharedlog.read_window import ReadProgress, ReadWindow, check_limits
 from sharedlog.reader import LogReader
 from sharedlog.route import Route
 from sharedlog.rpc.methods import FIND_OFFSET, GET_KNOWN_TAIL
-from sharedlog.starts import FromTail, FromTime, Start, Timestamp, timestamp_to_ms
+from sharedlog.starts import Earliest, FromTail, FromTime, Start, Timestamp, timestamp_to_ms
 from sharedlog.tail_finder import TailFinder
 from sharedlog.v1 import log_pb2
 
@@ -137,6 +138,9 @@ class LogReads:
             except DataLoss as error:
                 loss, start = error, Offset(max(error.end, start + 1))
                 newest.clear()
+            except Purged as error:
+                start = Offset(max(error.start, start + 1))
+                newest.clear()
         if loss is not None and len(newest) < count:
             raise loss
         return list(newest)
@@ -191,6 +195,8 @@ class LogReads:
                 first = await self._offset_at(since_ms, tail)
             case FromTail(offsets):
                 first = Offset(max(0, tail - offsets))
+            case Earliest():
+                first = Offset(0)
             case _:
                 first = Offset(start)
         end = None if options.end is None else Offset(max(options.end, 0))
@@ -205,6 +211,7 @@ class LogReads:
             since_ms=since_ms,
             until_ms=until_ms,
             include_control=options.include_control,
+            floats=not isinstance(start, int),
         )
         return window, tail
 
@@ -217,7 +224,7 @@ class LogReads:
         # A follower needs the tail only to refuse a start beyond it; its first record should not
         # wait long for an answer that may not come.
         limit_s = config.timeout_s
-        if options.follow and isinstance(start, int):
+        if options.follow and isinstance(start, int | Earliest):
             limit_s = min(config.attempt_timeout_s, config.timeout_s)
         try:
             tail = await self.tail(timeout_s=limit_s)
@@ -309,8 +316,12 @@ async def window_chunks(
             key=window.key,
             include_control=window.include_control,
         )
-        async with contextlib.aclosing(chunks):
-            async for chunk in chunks:
-                yield chunk
-                if window.done:
-                    return
+        try:
+            async with contextlib.aclosing(chunks):
+                async for chunk in chunks:
+                    yield chunk
+                    if window.done:
+                        return
+        except Purged as purged:
+            if not window.start_later(Offset(purged.start)):
+                raise

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from sharedlog.connection import Connection
+from sharedlog.retention import Retention
+from sharedlog.retention_proto import asked_to_proto
 from sharedlog.rpc.methods import (
     DELETE_NAMESPACE,
     GET_NAMESPACE,
@@ -31,14 +33,17 @@ class Namespaces:
         replicas: int | None = None,
         write_quorum: int | None = None,
         spread: Mapping[str, int] | None = None,
+        retention: Retention | None = None,
         inherit: Iterable[str] = (),
         expected_version: int | None = None,
     ) -> namespace_pb2.Namespace:
         """Set some settings of a prefix, and keep the others; returns the namespace as it is now.
 
         `spread` maps "zone", "region" or "node" to how many of them a write quorum must span; an
-        empty one ends an inherited spread. `inherit` names settings that are not to be set here any
-        more. `expected_version`: only if the namespace has it, 0: only if nothing is set yet.
+        empty one ends an inherited spread. Of `retention` fields that are None are kept as they
+        are, 0 ends an inherited limit. `inherit` names settings that are not to be set here any
+        more: "replicas", "write_quorum", "spread", "local_bytes", "local_age", "total_age".
+        `expected_version`: only if the namespace has it, 0: only if nothing is set yet.
 
         Raises:
             InvalidArgument: what would be in force here, or in a namespace below, can't be.
@@ -53,6 +58,7 @@ class Namespaces:
             replicas=replicas,
             write_quorum=write_quorum,
             spread=setting,
+            retention=asked_to_proto(retention),
             inherit=inherit,
             expected_version=expected_version,
             nonce=f"{self._connection.rng.getrandbits(128):032x}",

@@ -26,7 +26,7 @@ from sharedlog.config import ReaderConfig
 from sharedlog.errors import CorruptBatch, SharedLogError, Unreachable
 from sharedlog.ids import LogId, LogletId, Offset
 from sharedlog.offset_search import OffsetSearch
-from sharedlog.read_progress import Replica, live_replicas
+from sharedlog.read_progress import Replica, archive_replicas, live_replicas
 from sharedlog.reader import Describe, LogReader
 from sharedlog.rpc.methods import FIND_TIME
 from sharedlog.rpc.transport import Transport
@@ -34,6 +34,7 @@ from sharedlog.v1 import log_server_pb2, types_pb2
 
 log = logging.getLogger(__name__)
 
+_ARCHIVES_ASKED: Final = 2  # all nodes read the same; one of them may be away
 _ATTEMPT_S: Final = 1.0  # a few look-ups on a disk
 _RETRY_MIN_S: Final = 0.02
 _RETRY_MAX_S: Final = 1.0
@@ -139,6 +140,9 @@ class OffsetFinder:
         """Ask the segment's log servers, until they have told where the moment lies."""
         replicas = live_replicas(description, segment)
         self._rng.shuffle(replicas)
+        if search.low < description.archived_end:
+            archive = archive_replicas(description)
+            replicas += self._rng.sample(archive, min(_ARCHIVES_ASKED, len(archive)))
         failures: list[str] = []
         answered = visible = 0
         for replica in replicas:
@@ -156,7 +160,8 @@ class OffsetFinder:
                 answer = await self._transport.call(
                     replica.address, FIND_TIME, request, timeout_s=_ATTEMPT_S
                 )
-                self._take(search, answer, LogletId(LogId(description.log_id), segment.index))
+                wanted = LogletId(LogId(description.log_id), segment.index)
+                self._take(search, answer, None if replica.is_archive else wanted)
                 answered += 1
                 visible = max(visible, answer.visible)
             except SharedLogError as error:
@@ -165,12 +170,15 @@ class OffsetFinder:
         return _Round(answered, visible, failures)
 
     def _take(
-        self, search: OffsetSearch, answer: log_server_pb2.FindTimeResponse, wanted: LogletId
+        self, search: OffsetSearch, answer: log_server_pb2.FindTimeResponse, wanted: LogletId | None
     ) -> None:
-        """Weigh an answer. Raises `CorruptBatch` if it is not what was asked for."""
+        """Weigh an answer. Raises `CorruptBatch` if it is not what was asked for.
+
+        `wanted` None: the archive's, whose batches may be of a log that this one was forked from.
+        """
         placements = [parse_placement(it) for it in (answer.before, answer.after) if it]
         for placement in placements:
-            if placement.loglet != wanted or placement.end > answer.visible:
+            if placement.loglet != wanted is not None or placement.end > answer.visible:
                 raise CorruptBatch(f"a batch of {placement.loglet} came for {wanted}")
         for placement in placements:
             search.on_placement(placement)

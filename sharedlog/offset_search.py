@@ -101,6 +101,7 @@ class OffsetSearch:
                 self._on_claim(segment.base)
             else:
                 self._lower_high(segment.base)
+        self._prove(description.start)  # nothing is kept below
         if description.chain and description.chain[0].base > asked:
             self._prove(description.chain[0].base)  # nothing is kept below the first
         found = find_segment(description, self.low)

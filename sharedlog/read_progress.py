@@ -14,7 +14,7 @@ from typing import Final, Literal, NamedTuple
 from sharedlog.backoff import Backoff
 from sharedlog.batch import Placement
 from sharedlog.errors import CorruptBatch, DataLoss
-from sharedlog.ids import LogletId, Offset
+from sharedlog.ids import ARCHIVE_PREFIX, LogletId, Offset
 from sharedlog.v1 import log_server_pb2, types_pb2
 
 START: Final = Offset(0)
@@ -81,11 +81,16 @@ class Progress:
 
 
 class Replica(NamedTuple):
-    """A log server that can be asked."""
+    """A log server that can be asked, or the archive at some node."""
 
     node_id: str
     storage_id: str
     address: str
+
+    @property
+    def is_archive(self) -> bool:
+        """It serves what is archived, of every segment."""
+        return self.storage_id.startswith(ARCHIVE_PREFIX)
 
 
 def live_replicas(
@@ -99,6 +104,42 @@ def live_replicas(
         if node is not None and node.address and node.storage_id == member.storage_id:
             found.append(Replica(member.node_id, member.storage_id, node.address))
     return found
+
+
+def archive_replicas(description: types_pb2.LogDescription) -> list[Replica]:
+    """The archive, at each node that is known: all of them read the same objects."""
+    if not description.archived_end:
+        return []
+    return [
+        Replica(node.node_id, f"{ARCHIVE_PREFIX}{node.node_id}", node.address)
+        for node in description.nodes
+        if node.address
+    ]
+
+
+def sources(
+    description: types_pb2.LogDescription, segment: types_pb2.Segment, position: Offset
+) -> tuple[list[Replica], list[Replica]]:
+    """Who may have `position`, and who is to be asked when none of those can serve it.
+
+    What was trimmed is in the archive alone. What is archived and not trimmed is there in case that
+    the log servers have lost it.
+    """
+    if position < description.trimmed:
+        return archive_replicas(description), []
+    archive = archive_replicas(description) if position < description.archived_end else []
+    return live_replicas(description, segment), archive
+
+
+def every_source(
+    description: types_pb2.LogDescription, segment: types_pb2.Segment, position: Offset
+) -> list[str]:
+    """The stores that would all have to be asked before `position` counts as lost."""
+    archive = [it.storage_id for it in archive_replicas(description)]
+    if position < description.trimmed:
+        return archive
+    stores = [member.storage_id for member in segment.nodeset]
+    return stores + archive if position < description.archived_end else stores
 
 
 class Checked(NamedTuple):
@@ -179,6 +220,8 @@ def read_request(
         no_wait=at.end is not None and at.end <= at.floor,
     )
     until = stop(at, segment)
+    if replica.is_archive:
+        until = min(archive_stop(at, description), until or description.archived_end)
     if until is not None:
         request.end = until
     if closed:
@@ -197,6 +240,13 @@ def stop(at: Progress, segment: types_pb2.Segment) -> int | None:
     if segment.HasField("end"):
         stops.append(segment.end)
     return min(stops, default=None)
+
+
+def archive_stop(at: Progress, description: types_pb2.LogDescription) -> int:
+    """Where a stream from the archive is left: the log servers go on, if they can."""
+    trimmed: int = description.trimmed
+    archived_end: int = description.archived_end
+    return trimmed if at.position < trimmed else archived_end
 
 
 def reached(at: Progress, segment: types_pb2.Segment) -> bool:

@@ -31,6 +31,7 @@ class ReadWindow:
 
     __slots__ = (
         *("_bytes_left", "_picks", "_records_left", "_since_ms", "_start", "_until_ms"),
+        "_floats",
         *("done", "end", "enough", "handed_out", "include_control", "key", "position"),
     )
 
@@ -45,8 +46,10 @@ class ReadWindow:
         since_ms: int | None = None,
         until_ms: int | None = None,
         include_control: bool = False,
+        floats: bool = False,
     ) -> None:
         self._start = start
+        self._floats = floats  # it starts no lower than the log, wherever that starts by now
         self.end = end  # exclusive; None: never ends by itself
         self._records_left = limit
         self._bytes_left = limit_bytes
@@ -60,6 +63,14 @@ class ReadWindow:
         self.done = limit == 0 or (end is not None and end <= start)
         # More than a range decides which records of a batch are handed out.
         self._picks = (key, limit, limit_bytes) != (None, None, None)
+
+    def start_later(self, start: Offset) -> bool:
+        """Start where the log starts; False if what was asked for is an offset below that."""
+        if not self._floats or self.position != self._start:
+            return False
+        self._start = self.position = start
+        self.done = self.done or (self.end is not None and self.end <= start)
+        return True
 
     @property
     def leg_end(self) -> Offset | None:

@@ -31,6 +31,10 @@ what a follower does.
 For one key the log servers leave out batches that can't have it, and say which ranges those take.
 The reader goes on behind them as behind a batch: every offset is in the one or in the other.
 
+What was trimmed from the log servers is read from the archive, which every node serves as if it
+were one more replica of each segment; and what is archived may be read there when no log server
+can serve it. Where the archive ends, the log servers go on.
+
 A range whose loss an operator has accepted is a `DataLoss` at once, whatever some replica still has
 of it: all readers see the same gap, and can go on at its end.
 
@@ -43,7 +47,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from random import Random
 from typing import Final, Protocol
 
@@ -55,6 +59,7 @@ from sharedlog.errors import (
     CorruptBatch,
     LogletNotOpen,
     OffsetOutOfRange,
+    Purged,
     SharedLogError,
     Unreachable,
     WrongStorage,
@@ -72,12 +77,15 @@ from sharedlog.read_progress import (
     Replica,
     Verify,
     accepted_loss,
+    archive_stop,
     check_batches,
     data_loss,
+    every_source,
     live_replicas,
     lost_at,
     reached,
     read_request,
+    sources,
 )
 from sharedlog.route import find_segment
 from sharedlog.rpc.methods import LIST_LOGLETS, READ_LOGLET
@@ -169,6 +177,8 @@ class LogReader:
         Use `contextlib.aclosing`, so that leaving the loop ends the stream.
 
         Raises:
+            Purged: `start` lies below the log's start, and is gone for good; reading can begin at
+            its `start`.
             DataLoss: no replica has a committed batch any more, by each one's own word, or the loss
             was accepted; then reading can begin again at its `end`.
             Unreachable: for `timeout_s` no replica served what is known to be committed.
@@ -183,6 +193,8 @@ class LogReader:
             if segment is None:
                 continue
             assert at.description is not None
+            if at.position < at.description.start:
+                raise Purged(offset=at.position, start=Offset(at.description.start))
             lost = lost_at(segment, at.position)
             if lost is not None:
                 raise accepted_loss(lost, at.position)
@@ -269,21 +281,25 @@ class LogReader:
         Those that have failed and not served since come last: a dead one in many nodesets would
         otherwise be asked again at every boundary.
         """
-        now_s = self._clock.monotonic_s()
         at.bad = [bad for bad in at.bad if bad.end > at.position]
-        found = []
-        for replica in live_replicas(description, segment):
-            aside = at.aside.get(replica.storage_id)
-            bad = any(
-                bad.storage_id == replica.storage_id and bad.first <= at.position for bad in at.bad
-            )
-            if not bad and (aside is None or aside.until_s <= now_s):
-                found.append(replica)
+        first, second = sources(description, segment, at.position)
+        found = self._usable(at, first) or self._usable(at, second)
         for replica in found:
             if replica.storage_id == at.preferred:
                 return replica
         well = [replica for replica in found if replica.storage_id not in at.aside]
         return self._rng.choice(well or found) if found else None
+
+    def _usable(self, at: Progress, replicas: Sequence[Replica]) -> list[Replica]:
+        """Those that may have `position`, and are not to be left alone for now."""
+        now_s = self._clock.monotonic_s()
+        bad = {it.storage_id for it in at.bad if it.first <= at.position}
+        return [
+            replica
+            for replica in replicas
+            if replica.storage_id not in bad
+            and ((aside := at.aside.get(replica.storage_id)) is None or aside.until_s <= now_s)
+        ]
 
     def _put_aside(
         self,
@@ -320,7 +336,11 @@ class LogReader:
         """No replica can be asked now: wait for one, unless none will ever do or the time is up."""
         missing = [bad for bad in at.bad if bad.first <= at.position]
         lacking = {bad.storage_id for bad in missing}
-        if all(replica.storage_id in lacking for replica in segment.nodeset):
+        assert at.description is not None
+        wanted = every_source(at.description, segment, at.position)
+        # Where one has trimmed, the description is behind: a new one tells of the archive.
+        is_trimmed = any(bad.kind == "trimmed" for bad in missing)
+        if lacking.issuperset(wanted) and not is_trimmed:
             at.missing_rounds += 1
             if at.missing_rounds > _MISSING_ROUNDS:
                 raise data_loss(at, missing)
@@ -358,7 +378,10 @@ class LogReader:
         """
         request = read_request(at, description, segment, replica, only)
         request.headers_only = self._headers_only
-        wanted = LogletId(LogId(description.log_id), segment.index)
+        leave_at = archive_stop(at, description)
+        # What is archived may have been written to a log that this one was forked from.
+        in_loglet = LogletId(LogId(description.log_id), segment.index)
+        wanted = None if replica.is_archive else in_loglet
         segment_end = segment.end if segment.HasField("end") else None
         limit_s = min(self._config.silence_s, _FIRST_ANSWER_S * (1 << min(at.slow_starts, 8)))
         at.slow_starts += 1
@@ -385,6 +408,8 @@ class LogReader:
             self._advance(at, replica, found.end, Offset(message.committed_tail))
             yield ReadChunk(found.batches, found.placements, at.floor, found.skipped)
             if self._ends(at, replica, segment, message, found.wrong):
+                return
+            if replica.is_archive and at.position >= leave_at:
                 return
             now_s = self._clock.monotonic_s()
             if at.position > had:

@@ -1,4 +1,4 @@
-"""Where a read starts, other than at an offset: at a moment, or so far before the tail."""
+"""Where a read starts, other than at an offset: with the log, at a moment, before the tail."""
 
 from __future__ import annotations
 
@@ -30,8 +30,16 @@ class FromTail:
     offsets: int
 
 
-Start = int | FromTime | FromTail
-"""An offset, or what `from_time` and `from_tail` make."""
+@dataclass(frozen=True, slots=True)
+class Earliest:
+    """The first record that the log still has."""
+
+
+EARLIEST: Final = Earliest()
+"""Start a read where the log starts: at 0, or behind what was purged."""
+
+Start = int | Earliest | FromTime | FromTail
+"""An offset, `EARLIEST`, or what `from_time` and `from_tail` make."""
 
 
 def from_time(timestamp: Timestamp) -> FromTime:
@@ -44,7 +52,7 @@ def from_time(timestamp: Timestamp) -> FromTime:
 
 
 def from_tail(offsets: int) -> FromTail:
-    """Start a read so many offsets before the tail, as it is when the read starts, or at 0.
+    """Start a read so many offsets before the tail as it is then, or where the log starts.
 
     Control records take offsets too, so there may be fewer records; `Log.read_last` counts records.
 

@@ -14,7 +14,7 @@ from sharedlog.clock import Clock
 from sharedlog.cluster import Routing
 from sharedlog.config import AppenderConfig, ClientConfig, ReaderConfig
 from sharedlog.rpc.transport import Transport
-from sharedlog.starts import Start
+from sharedlog.starts import EARLIEST, Start
 from sharedlog.sync.admin import Admin
 from sharedlog.sync.bridge import Bridge
 from sharedlog.sync.facade import Facade, blocking, direct, iterating
@@ -96,6 +96,7 @@ class Cluster(Facade[aio.Cluster]):
 
     log = direct(aio.Cluster.log, into=_log)
     create_log = blocking(aio.Cluster.create_log, into=_log)
+    set_retention = blocking(aio.Cluster.set_retention)
     list_logs = blocking(aio.Cluster.list_logs)
     list_page = blocking(aio.Cluster.list_page)
     iter_logs = iterating(aio.Cluster.iter_logs)
@@ -107,7 +108,7 @@ class Cluster(Facade[aio.Cluster]):
         self,
         logs: Iterable[str | Log],
         *,
-        start: Start | Mapping[str, Start] = 0,
+        start: Start | Mapping[str, Start] = EARLIEST,
         follow: bool = False,
     ) -> Generator[tuple[str, Record], None, None]:
         """Records of several logs as one sequence: the name of its log with each record.

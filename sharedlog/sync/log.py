@@ -42,5 +42,7 @@ class Log(Facade[aio.Log]):
     cursor = direct(aio.Log.cursor, into=_cursor)
     tail = blocking(aio.Log.tail)
     known_tail = blocking(aio.Log.known_tail)
+    trim = blocking(aio.Log.trim)
+    purge = blocking(aio.Log.purge)
     describe = blocking(aio.Log.describe)
     close = blocking(aio.Log.close)
