@@ -100,7 +100,8 @@ class LossAcceptance:
         async def ask(replica: Replica) -> Holding:
             return await self._door.holding(replica, loglet, segment.base, end, verify=True)
 
-        verdict = judge_closed(record.name, segment, await in_parallel(ask, segment.nodeset))
+        holdings = await in_parallel(ask, segment.nodeset)
+        verdict = judge_closed(record.name, segment, holdings, archived_end=_archived_end(record))
         lost = self._written(verdict, request)
         changed = replace(segment, lost=with_lost(segment.lost, lost))
         if request.dry_run:
@@ -128,7 +129,8 @@ class LossAcceptance:
         segment = record.open_segment
         loglet = record.loglet(segment)
         members = await self._members(loglet, segment, seal=False)
-        verdict = judge_open(record.name, segment, members)
+        archived_end = _archived_end(record)
+        verdict = judge_open(record.name, segment, members, archived_end=archived_end)
         if request.dry_run:
             lost = self._written(verdict, request)
             ended = replace(segment, end=verdict.end, lost=with_lost(segment.lost, lost))
@@ -139,12 +141,14 @@ class LossAcceptance:
         check_room(record, plan, optional=False)
         # From here on with answers given after the seal: nothing can be added any more.
         members = await self._members(loglet, segment, seal=True)
-        verdict = judge_open(record.name, segment, members)
+        verdict = judge_open(record.name, segment, members, archived_end=archived_end)
         lost = self._written(verdict, request)
         ended = replace(segment, end=verdict.end, lost=with_lost(segment.lost, lost))
         alive = await self._liveness.survey()
         nodeset = await self._filled(record, ended, members, alive)
-        return await self._end(record, version, replace(ended, nodeset=nodeset), members, lost)
+        ended = replace(ended, nodeset=nodeset)
+        trimmed = archived_end if verdict.in_archive else Offset(0)
+        return await self._end(record, version, ended, members, lost, trimmed=trimmed)
 
     async def _end(
         self,
@@ -153,8 +157,13 @@ class LossAcceptance:
         ended: Segment,
         members: Sequence[Member],
         lost: Sequence[LostRange],
+        *,
+        trimmed: Offset,
     ) -> admin_pb2.AcceptLossResponse:
-        """End the segment and begin the next, unless somebody else has."""
+        """End the segment and begin the next, unless somebody else has.
+
+        Below `trimmed` nobody is to look for it on log servers any more.
+        """
         assert ended.end is not None
         nonce = self._new_id()
         end = ended.end
@@ -165,7 +174,9 @@ class LossAcceptance:
         def build(found: LogRecord) -> LogRecord | None:
             if found.log_id != record.log_id or found.open_segment != record.open_segment:
                 return None
-            return end_segment(
+            if _archived_end(found) > end:
+                return None  # archived or purged meanwhile: what is lost was judged without that
+            ended_log = end_segment(
                 found,
                 end=end,
                 timestamp_ms=timestamp_ms,
@@ -174,6 +185,7 @@ class LossAcceptance:
                 nodeset_of_ended=ended.nodeset,
                 lost=lost,
             )
+            return replace(ended_log, trimmed=max(ended_log.trimmed, trimmed))
 
         start = (record, version)
         changed, version, made = await commit_change(
@@ -287,6 +299,11 @@ class LossAcceptance:
                 },
             )
         return _answer(lost, segment, version)
+
+
+def _archived_end(record: LogRecord) -> Offset:
+    """Nothing below it is lost: it is in the archive, or was purged."""
+    return max(record.archived_end, record.start)
 
 
 def _answer(

@@ -19,9 +19,11 @@ from typing import Any, Final, Literal, get_type_hints
 
 import msgspec
 
+from loglet.archive.config import ArchiveConfig
 from loglet.config import LogServerConfig
 from metadata.config import EmbeddedConfig
 from metadata.core import check_node_id
+from node.archive.config import OffloadConfig
 from node.controller.config import ControllerConfig
 from node.errors import ConfigError
 from node.logs import LogFormat
@@ -134,6 +136,12 @@ class NodeConfig:
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     """Section `[controller]`, of the node that is the controller, and of the scrub."""
 
+    archive: ArchiveConfig = field(default_factory=ArchiveConfig)
+    """Section `[archive]`, the same on all nodes."""
+
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
+    """Section `[offload]`."""
+
     @property
     def address(self) -> str:
         """host:port at which others reach the gRPC server."""
@@ -173,7 +181,14 @@ class NodeConfig:
             _need(getattr(self, name) >= 1, name, "must be at least 1")
         _need(0 <= self.shutdown_grace_s <= 60, "shutdown_grace_s", "must be from 0 to 60 seconds")
         _need(1 <= self.replicas <= 7, "replicas", f"is {self.replicas}; 1 to 7 are possible")
-        for section in ("log_server", "sequencer", "metadata_store", "controller"):
+        for section in (
+            "log_server",
+            "sequencer",
+            "metadata_store",
+            "controller",
+            "archive",
+            "offload",
+        ):
             _validate_section(section, getattr(self, section))
 
     def _validate_identity(self) -> None:
@@ -357,7 +372,8 @@ def _readable(error: msgspec.ValidationError) -> str:
 
 
 def _validate_section(
-    name: str, section: LogServerConfig | SequencerConfig | EmbeddedConfig | ControllerConfig
+    name: str,
+    section: LogServerConfig | SequencerConfig | EmbeddedConfig | ControllerConfig | ArchiveConfig,
 ) -> None:
     try:
         section.validate()

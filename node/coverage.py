@@ -3,6 +3,9 @@
 A range is [first, end), never empty; a list of ranges is in order, and its members neither overlap
 nor touch. A replica's `Holding` is what it said of itself; `whole` is what it can give back: held
 and not known to be damaged. A damaged batch keeps its place at its log server, but is no copy.
+
+**What one replica has trimmed is wanted of nobody.** It was committed, and kept elsewhere or given
+up, before anybody was told to trim it; that others still have it, or never had it, is no lack.
 """
 
 from __future__ import annotations
@@ -76,8 +79,10 @@ def covers(ranges: Ranges, offset: int) -> bool:
 def wanted(segment: Segment, end: Offset, *, start: Offset | None = None) -> list[Range]:
     """What every replica of a segment should hold of [start or its base, `end`).
 
-    What an operator has given up is wanted of nobody.
+    What an operator has given up is wanted of nobody, nor is a segment that only the archive has.
     """
+    if segment.is_archived:
+        return []
     first = segment.base if start is None else max(start, segment.base)
     given_up = merge((it.first, it.end) for it in segment.lost)
     return subtract([(first, end)] if first < end else NOTHING, given_up)
@@ -100,11 +105,22 @@ class Holding:
     lost: bool = False
     error: str = ""  # why it did not answer
     told_end: bool = False  # it knows where the segment ends
+    local_start: Offset = Offset(0)  # noqa: RUF009 - a number; all below was trimmed there
 
     @property
     def whole(self) -> list[Range]:
         """What it can give back."""
         return subtract(self.held, self.damaged) if self.damaged else list(self.held)
+
+
+def trimmed_upto(holdings: Iterable[Holding]) -> Offset:
+    """Below this offset all was trimmed, at one replica at least."""
+    return max((it.local_start for it in holdings), default=Offset(0))
+
+
+def untrimmed(want: Ranges, holdings: Iterable[Holding]) -> list[Range]:
+    """What of `want` is wanted still."""
+    return subtract(want, merge([(Offset(0), trimmed_upto(holdings))]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +158,12 @@ def plan_copies(holdings: Sequence[Holding], want: Ranges) -> list[Copy]:
 def nobody_has(holdings: Sequence[Holding], want: Ranges) -> list[Range]:
     """What is wanted, and no replica that answers can give back."""
     return subtract(want, merge(it for holding in holdings for it in holding.whole))
+
+
+def elsewhere(holdings: Sequence[Holding], want: Ranges, archived_end: Offset) -> list[Range]:
+    """What is wanted, no replica that answers can give back, and is in the archive: not lost."""
+    archived = [(Offset(0), archived_end)] if archived_end > 0 else NOTHING
+    return intersect(nobody_has(holdings, want), archived)
 
 
 def missing_of(holding: Holding, want: Ranges) -> list[Range]:

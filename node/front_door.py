@@ -2,7 +2,8 @@
 
 Calls about a log's order (append, find-tail) go to the process that orders it, here or elsewhere;
 reads and the rest are served by whoever is asked. Appends are in `appends.py`, reads in `reads.py`,
-tails in `tails.py`, moments in `offsets.py`, and where a call must go is decided in `routing.py`.
+tails in `tails.py`, moments in `offsets.py`, settings in `log_settings.py`; where a call must go is
+decided in `routing.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from node.reads import Reads
 from node.tails import Tails
 from node.wire import describe_log, summarize_log
 from sharedlog.limits import LIST_PAGE_MAX
+from sharedlog.retention_proto import retention_from_proto
 from sharedlog.rpc import methods
 from sharedlog.rpc.transport import Server
 from sharedlog.v1 import log_pb2
@@ -64,7 +66,11 @@ class FrontDoor:
             InvalidLogName, InvalidArgument, LogExists.
             LogUnavailable: too few log servers are up. MetadataUnavailable: it may have been made.
         """
-        asked = Asked(replicas=request.replicas or None, write_quorum=request.write_quorum or None)
+        asked = Asked(
+            replicas=request.replicas or None,
+            write_quorum=request.write_quorum or None,
+            retention=retention_from_proto(request.retention),
+        )
         record, version, nodes = await self._maker.create(request.name, asked, nonce=request.nonce)
         by_id = {node.node_id: node for node in nodes}
         return log_pb2.CreateLogResponse(log=describe_log(record, version, by_id.get))

@@ -10,7 +10,8 @@ equal checksums mean equal records at equal offsets.
 
 Both only read, at any node, and never hold more in memory than one page of each replica. What lies
 at or beyond a segment's end is in no log (field note 7) and is not looked at; of an open segment,
-what lies beyond the committed tail that some replica knows. A replica that does not answer is said
+what lies beyond the committed tail that some replica knows. Nor is what some replica has trimmed:
+it is elsewhere, or given up, and nobody lacks it. A replica that does not answer is said
 not to, and never taken for one that lacks the records (field note 5).
 """
 
@@ -34,6 +35,8 @@ from node.coverage import (
     merge,
     missing_of,
     nobody_has,
+    trimmed_upto,
+    untrimmed,
     wanted,
 )
 from node.peers import in_parallel
@@ -92,7 +95,7 @@ class Integrity:
             return await self._door.holding(replica, loglet, segment.base, end, verify=True)
 
         holdings = await in_parallel(hold, segment.nodeset)
-        want = wanted(segment, end)
+        want = untrimmed(wanted(segment, end), holdings)
         pieces = cut_where_it_changes(want, holdings)
         # Even an empty segment gets one answer.
         for at in range(0, max(len(pieces), 1), RANGES_MAX):
@@ -188,6 +191,7 @@ class _Check:
     end: Offset
     at: Offset  # everything below it was compared
     bytes: int = 0
+    trimmed: Offset = Offset(0)  # noqa: RUF009 - a number; nothing is wanted below
     silent: set[int] = field(default_factory=set)  # replicas of which that was told already
 
     def take_bytes(self) -> int:
@@ -214,7 +218,12 @@ class _Page:
             gone = lost or isinstance(answer, WrongStorage)
             return cls(Holding(answered=False, lost=gone, error=str(answer)))
         return cls(
-            Holding(answered=True, held=_ranges(answer.held), damaged=_ranges(answer.damaged)),
+            Holding(
+                answered=True,
+                held=_ranges(answer.held),
+                damaged=_ranges(answer.damaged),
+                local_start=Offset(answer.status.local_start),
+            ),
             Offset(answer.next),
             dict(zip(answer.batch_firsts, answer.batch_checksums, strict=True)),
             answer.bytes,
@@ -224,8 +233,9 @@ class _Page:
 def _compare(check: _Check, pages: Sequence[_Page], upto: Offset) -> list[admin_pb2.CheckFinding]:
     """What is wrong in [check.at, upto)."""
     segment = check.segment
-    want = clip(wanted(segment, upto, start=check.at), check.at, upto)
     holdings = [page.holding for page in pages]
+    check.trimmed = max(check.trimmed, trimmed_upto(holdings))
+    want = clip(wanted(segment, upto, start=max(check.at, check.trimmed)), check.at, upto)
     index = segment.index
     findings: list[admin_pb2.CheckFinding] = []
     for place, (replica, holding) in enumerate(zip(segment.nodeset, holdings, strict=True)):

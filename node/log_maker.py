@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from random import Random
 
 from metadata.core import check_log_name
+from metadata.history_rules import ArchivedHistory
 from metadata.namespace_registry import fetch_namespaces, records_of
 from metadata.namespaces import Asked, settings_of
 from metadata.records import LogRecord, NamespaceRecord, NodeRecord
@@ -73,11 +74,18 @@ class LogMaker:
         await self._makings.run()
 
     async def create(
-        self, name: str, asked: Asked, *, nonce: str = ""
+        self,
+        name: str,
+        asked: Asked,
+        *,
+        nonce: str = "",
+        log_id: LogId | None = None,
+        history: ArchivedHistory | None = None,
     ) -> tuple[LogRecord, Version, Sequence[NodeRecord]]:
         """Make a log, or find the one that an earlier try with the same nonce made.
 
-        Returns the cluster's nodes besides, as they were looked at.
+        Returns the cluster's nodes besides, as they were looked at. `log_id` and `history` are
+        given together: see `metadata.registry.create_log`.
 
         Raises:
             InvalidLogName, InvalidArgument, LogExists.
@@ -99,12 +107,14 @@ class LogMaker:
             replicas=settings.replicas.value,
             write_quorum=settings.write_quorum.value,
             spread=settings.spread.value,
-            created_with=settings.told(),
+            created_with=settings.kept(),
+            retention=settings.retention,
             nonce=nonce or self._new_id(),
             alive=ground.alive,
             load=self._load.load,
-            log_id=LogId(self._random.getrandbits(64)),
+            log_id=LogId(self._random.getrandbits(64)) if log_id is None else log_id,
             now_ms=self._clock.now_ms(),
+            history=history,
         )
         self._load.learn(record)
         return record, version, ground.nodes

@@ -21,6 +21,7 @@ def configure_logging(level: str, log_format: LogFormat, stream: TextIO) -> None
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # One line for each scrape and each slow callback is noise; their warnings are not.
-    for name in ("aiohttp.access", "asyncio"):
+    # One line for each scrape and each slow callback is noise; their warnings are not. And what
+    # botocore tells in detail has session tokens in it.
+    for name in ("aiohttp.access", "asyncio", "botocore", "aiobotocore"):
         logging.getLogger(name).setLevel(logging.WARNING)

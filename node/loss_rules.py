@@ -9,7 +9,9 @@ many replacement servers as it may want.
 **What.** Of a closed segment: the ranges that no replica can give back. An open one ends at the
 highest offset that any replica holds or knows to be committed; what nobody can give back below that
 is lost, and if the replicas that have a vote are no seal quorum, records above it may be lost as
-well, which nobody can count: a range without length at the end says so.
+well, which nobody can count: a range without length at the end says so. What a replica has trimmed
+is not lost, nor is what is archived: a segment never ends below that, for offsets must not be given
+a second time; where no replica has it, it counts as trimmed from then on (`Verdict.in_archive`).
 
 **A store that was declared lost and answers** all the same has no vote, for it may be an older
 state of itself; what it holds is true, and taken.
@@ -32,7 +34,17 @@ from loglet.recovery_steps import (
 )
 from metadata.quorum import QuorumRule
 from metadata.records import Replica, Segment
-from node.coverage import Holding, Range, clip, covers, nobody_has, subtract, wanted
+from node.coverage import (
+    Holding,
+    Range,
+    clip,
+    covers,
+    elsewhere,
+    nobody_has,
+    subtract,
+    untrimmed,
+    wanted,
+)
 from sharedlog.errors import InvalidArgument
 from sharedlog.ids import NodeId, Offset, StorageId
 
@@ -57,10 +69,13 @@ class Verdict:
 
     end: Offset
     lost: tuple[Range, ...]
+    in_archive: tuple[Range, ...] = ()  # what no replica has, and the archive does
 
 
-def judge_closed(name: str, segment: Segment, holdings: Sequence[Holding]) -> Verdict:
-    """What of a closed segment is lost.
+def judge_closed(
+    name: str, segment: Segment, holdings: Sequence[Holding], *, archived_end: Offset = _NONE
+) -> Verdict:
+    """What of a closed segment is lost. All below `archived_end` is archived or purged.
 
     Raises:
         InvalidArgument: nothing is, or a replica is silent.
@@ -71,37 +86,50 @@ def judge_closed(name: str, segment: Segment, holdings: Sequence[Holding]) -> Ve
         for replica, holding in zip(segment.nodeset, holdings, strict=True)
     ]
     _check_nobody_silent(name, segment, members)
-    lost = nobody_has(holdings, wanted(segment, segment.end))
+    want = untrimmed(wanted(segment, segment.end), holdings)
+    archived = elsewhere(holdings, want, archived_end)
+    lost = subtract(nobody_has(holdings, want), archived)
     if not lost:
-        raise InvalidArgument(
-            f"log {name}, segment {segment.index}: its replicas have all of it; nothing is lost"
+        whole = (
+            "its replicas and the archive" if archived or segment.is_archived else "its replicas"
         )
-    return Verdict(segment.end, tuple(lost))
+        raise InvalidArgument(
+            f"log {name}, segment {segment.index}: {whole} have all of it; nothing is lost"
+        )
+    return Verdict(segment.end, tuple(lost), tuple(archived))
 
 
-def judge_open(name: str, segment: Segment, members: Sequence[Member]) -> Verdict:
+def judge_open(
+    name: str, segment: Segment, members: Sequence[Member], *, archived_end: Offset = _NONE
+) -> Verdict:
     """Where an open segment that can't be repaired would end, and what of it is lost.
+
+    All below `archived_end` is archived or purged.
 
     Raises:
         InvalidArgument: it can be repaired, or a replica is silent.
     """
     _check_nobody_silent(name, segment, members)
     outcome = _normal_outcome(name, segment, members)
-    if isinstance(outcome, EndSegment):
+    # An end below what is archived no chain takes.
+    if isinstance(outcome, EndSegment) and outcome.end >= archived_end:
         raise InvalidArgument(
             f"log {name}, segment {segment.index}: enough of its replicas answer to end it without "
             "a loss; the log mends itself as soon as there are enough log servers, or "
             "`sharedlog log seal` does it now"
         )
     answered = [it for it in members if it.holding.answered]
-    end = segment.base
+    end = max(segment.base, archived_end)
     for member in answered:
         end = max(end, member.local_tail, member.committed_tail)
-    lost = list(nobody_has([it.holding for it in members], wanted(segment, end)))
+    holdings = [it.holding for it in members]
+    want = untrimmed(wanted(segment, end), holdings)
+    archived = elsewhere(holdings, want, archived_end)
+    lost = subtract(nobody_has(holdings, want), archived)
     voters = {at for at, it in enumerate(members) if it.holding.answered and not it.holding.lost}
     if not QuorumRule.of(segment).is_seal_quorum(voters):
         lost.append((end, end))
-    return Verdict(end, tuple(lost))
+    return Verdict(end, tuple(lost), tuple(archived))
 
 
 def _normal_outcome(
@@ -162,7 +190,9 @@ def _answer_of(member: Member) -> SealResponse:
     """What the replica's seal would say."""
     committed, local = member.committed_tail, member.local_tail
     damaged = clip(member.holding.damaged, committed, local)
-    return SealResponse(local, committed, member.last_timestamp_ms, damaged)
+    return SealResponse(
+        *(local, committed, member.last_timestamp_ms, damaged), member.holding.local_start
+    )
 
 
 def _check_nobody_silent(name: str, segment: Segment, members: Sequence[Member]) -> None:

@@ -19,6 +19,7 @@ from node.wire import settings_to_proto
 from sharedlog.clock import Clock
 from sharedlog.errors import InvalidArgument
 from sharedlog.limits import NONCE_CHARS_MAX
+from sharedlog.retention_proto import retention_from_proto, retention_to_proto
 from sharedlog.rpc import methods
 from sharedlog.rpc.transport import Server
 from sharedlog.v1 import namespace_pb2 as pb
@@ -63,6 +64,7 @@ class NamespaceService:
                 replicas=request.replicas if request.HasField("replicas") else None,
                 write_quorum=request.write_quorum if request.HasField("write_quorum") else None,
                 spread=spread,
+                retention=retention_from_proto(request.retention),
                 inherit=tuple(request.inherit),
             ),
             expected=_expected(request),
@@ -120,6 +122,7 @@ def _to_proto(record: NamespaceRecord, version: Version) -> pb.Namespace:
         write_quorum=record.write_quorum,
         version=version,
         changed_ms=record.changed_ms,
+        retention=retention_to_proto(record.retention),
     )
     if record.spread is not None:
         told.spread.CopyFrom(pb.SpreadSetting(levels=dict(record.spread)))

@@ -54,6 +54,7 @@ from sharedlog.rpc.transport import CallHandler, Method, Req, Resp, Server, Stre
 from sharedlog.tasks import first_error, run_together
 
 if TYPE_CHECKING:  # loaded by those roles that need them
+    from loglet.archive.object_store import ObjectStore
     from loglet.store import LogStore
     from metadata.embedded import EmbeddedMetadataStore
 
@@ -169,6 +170,7 @@ class NodeProcess:
                 store=store,
                 view=view,
                 log_store=log_store,
+                archive=self._open_archive(resources),
                 transport=transport,
                 clock=clock,
                 random=self._random,
@@ -270,6 +272,19 @@ class NodeProcess:
     async def _hurried(self) -> None:
         await self._stop_at_once.wait()
         log.warning("node.stopping_at_once", extra={"node": self._config.node_id})
+
+    def _open_archive(self, resources: AsyncExitStack) -> ObjectStore | None:
+        """It connects when it is first used: a node starts, and orders logs, without it."""
+        settings = self._config.archive
+        if not settings.url:
+            return None
+        from loglet.archive.object_store import open_object_store
+
+        store = open_object_store(
+            settings.url, settings, clock=self._clock, rng=self._random, new_id=self._new_id
+        )
+        resources.push_async_callback(store.close)
+        return store
 
     def _open_log_store(self, resources: AsyncExitStack, cluster_id: str) -> LogStore | None:
         if "log-server" not in self._config.roles:

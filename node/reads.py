@@ -215,6 +215,7 @@ class Reads:
             since_ms=since_ms,
             until_ms=request.until_timestamp_ms if request.HasField("until_timestamp_ms") else None,
             include_control=request.include_control,
+            floats=since_ms is not None or request.HasField("last"),
         )
 
 

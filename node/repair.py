@@ -28,7 +28,7 @@ from loglet.recovery_steps import (
     SealReplacements,
     StopAttempt,
 )
-from loglet.wire import DAMAGED, REPAIR, SEAL
+from loglet.wire import DAMAGED, REPAIR, SEAL, TRIMMED
 from metadata.reconfiguration import replica_state
 from metadata.records import LogRecord, Replica
 from metadata.view import ClusterView
@@ -244,7 +244,7 @@ class _Attempt:
         base, tail = self._segment.base, answer.local_tail
         edges = [edge for run in answer.damaged for edge in run]
         if (
-            min(tail, answer.committed_tail) < base
+            min(tail, answer.committed_tail) < max(base, answer.local_start)
             or any(first > end for first, end in pairwise([base, *edges, tail]))
             or any(first == end for first, end in answer.damaged)
         ):
@@ -341,11 +341,12 @@ class _Attempt:
         """The source can't go on: what it said, and at least the first offset that it owes."""
         if position >= end:
             return
-        last, damaged = end, False
+        last, damaged, trimmed = end, False, False
         if message is not None:
             last = Offset(min(max(message.gap.end, position + 1), end))
             damaged = message.gap.reason == DAMAGED
-        self._core.on_source_lacks(source, position, last, damaged=damaged)
+            trimmed = message.gap.reason == TRIMMED
+        self._core.on_source_lacks(source, position, last, damaged=damaged, trimmed=trimmed)
 
     async def _store(
         self, step: CopyRange, first: Offset, end: Offset, batches: Sequence[bytes]

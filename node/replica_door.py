@@ -25,7 +25,7 @@ from sharedlog.errors import (
     WrongStorage,
 )
 from sharedlog.ids import LogletId, Offset
-from sharedlog.rpc.methods import DIGEST, LIST_LOGLETS, RAISE_COMMITTED_TAIL, READ_LOGLET
+from sharedlog.rpc.methods import DIGEST, LIST_LOGLETS, RAISE_COMMITTED_TAIL, READ_LOGLET, TRIM
 from sharedlog.rpc.transport import ClientStream, Transport
 from sharedlog.v1 import log_server_pb2
 
@@ -61,12 +61,14 @@ class ReplicaDoor:
         damaged: list[Range] = []
         at = first
         told_end = False
+        local_start = Offset(0)
         try:
             while at < end:
                 page = await self.page(replica, loglet, at, end, verify=verify)
                 held.extend((Offset(it.first), Offset(it.end)) for it in page.held)
                 damaged.extend((Offset(it.first), Offset(it.end)) for it in page.damaged)
                 told_end = page.status.HasField("told_end")
+                local_start = Offset(page.status.local_start)
                 at = Offset(page.next)
         except LogletNotOpen:
             return Holding(answered=True)
@@ -78,6 +80,7 @@ class ReplicaDoor:
             held=tuple(clip(merge(held), first, end)),
             damaged=tuple(clip(merge(damaged), first, end)),
             told_end=told_end,
+            local_start=local_start,
         )
 
     async def page(
@@ -153,6 +156,20 @@ class ReplicaDoor:
         request = TellEndsRequest(replica.storage_id, [(loglet, end)])
         address = self._address(replica)
         await self._transport.call(address, TELL_ENDS, request, timeout_s=self._timeout_s)
+
+    async def trim(
+        self, replica: Replica, loglet: LogletId, local_start: Offset
+    ) -> log_server_pb2.LogletStatus | None:
+        """Have all below `local_start` dropped, as far as the replica knows it to be committed.
+
+        How the loglet stands there then; None if the server never heard of it. Raises what the
+        server says.
+        """
+        request = log_server_pb2.TrimRequest(storage_id=replica.storage_id)
+        request.loglets.add(loglet=loglet_id(loglet), local_start=local_start)
+        address = self._address(replica)
+        answer = await self._transport.call(address, TRIM, request, timeout_s=self._timeout_s)
+        return answer.loglets[0] if answer.loglets else None
 
     async def read(
         self,

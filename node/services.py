@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
+from loglet.archive.object_store import ObjectStore
 from loglet.metrics import LogServerMetrics
 from loglet.service import LogServer
 from loglet.store import LogStore
@@ -17,6 +18,9 @@ from metadata.store import MetadataStore
 from metadata.view import ClusterView
 from node.admin_service import AdminService
 from node.appends import AppendLimits, Appends
+from node.archive.fork import Forks
+from node.archive.metrics import ArchiveMetrics
+from node.archive.part import ArchiveGround, ArchivePart, build_archive
 from node.care import Care, CareGround, build_care
 from node.cluster_service import ClusterReport, LocalReport
 from node.config import NodeConfig
@@ -25,8 +29,10 @@ from node.cursor_service import CursorService
 from node.failover import Failover
 from node.front_door import FrontDoor
 from node.handover import HandOver
+from node.history_service import HistoryService
 from node.liveness import Liveness
 from node.log_maker import LogMaker
+from node.log_settings import LogSettings
 from node.metrics import ReconfigurationMetrics
 from node.namespace_service import NamespaceService
 from node.offsets import Offsets
@@ -57,6 +63,7 @@ class Ground:
     store: MetadataStore
     view: ClusterView
     log_store: LogStore | None  # with the role log-server
+    archive: ObjectStore | None  # where history goes, if anywhere
     transport: Transport
     clock: Clock
     random: Random
@@ -94,17 +101,23 @@ class Services:
     appends: Appends
     reads: Reads
     front_door: FrontDoor
+    settings: LogSettings
     namespaces: NamespaceService
     cursors: CursorService
     cluster: ClusterReport
     suspects: Suspects
     admin: AdminService
+    archive: ArchivePart
+    histories: HistoryService
 
     def register(self, server: Server) -> None:
         """Serve all of it on `server`."""
         if self.log_server is not None:
-            self.log_server.register(server)
+            self.log_server.register(server, with_reads=False)
+        self.archive.register(server)
+        self.histories.register(server)
         self.front_door.register(server)
+        self.settings.register(server)
         self.namespaces.register(server)
         self.cursors.register(server)
         self.cluster.register(server)
@@ -121,6 +134,7 @@ class Services:
         yield "reconfigurer", self.movers.reconfigurer.run()
         yield "failover", self.movers.failover.run()
         yield "log-maker", self.maker.run()
+        yield from self.archive.runs()
         yield from self.care.runs()
 
     def problem(self) -> str:
@@ -169,6 +183,9 @@ def build_services(ground: Ground) -> Services:
         limits=_limits(config),
     )
     offsets, reads = _build_reads(ground, tails)
+    archive = _build_archive(
+        ground, log_server, sequencer, board=movers.board, tails=tails, offsets=offsets
+    )
     local = LocalReport(
         cluster_id=ground.cluster_id,
         own=ground.own,
@@ -194,6 +211,7 @@ def build_services(ground: Ground) -> Services:
         front_door=FrontDoor(
             view=view, maker=maker, appends=appends, reads=reads, offsets=offsets, tails=tails
         ),
+        settings=LogSettings(store=ground.store, view=view, new_id=ground.new_id),
         namespaces=_build_namespaces(ground),
         cursors=CursorService(store=ground.store, view=view, clock=ground.clock),
         cluster=ClusterReport(
@@ -205,6 +223,8 @@ def build_services(ground: Ground) -> Services:
         ),
         suspects=Suspects(view=view, failover=movers.failover),
         admin=_build_admin(ground, sequencer, movers, care),
+        archive=archive,
+        histories=_build_histories(ground, archive, maker),
     )
 
 
@@ -361,6 +381,57 @@ def _build_reads(ground: Ground, tails: Tails) -> tuple[Offsets, Reads]:
         reads_max=ground.config.reads_max,
     )
     return offsets, reads
+
+
+def _build_archive(
+    ground: Ground,
+    log_server: LogServer | None,
+    sequencer: Sequencer | None,
+    *,
+    board: WorkBoard,
+    tails: Tails,
+    offsets: Offsets,
+) -> ArchivePart:
+    return build_archive(
+        ArchiveGround(
+            me=ground.me,
+            cluster_id=ground.cluster_id,
+            objects=ground.archive,
+            store=ground.store,
+            view=ground.view,
+            log_server=log_server,
+            sequencer=sequencer,
+            tails=tails,
+            offsets=offsets,
+            transport=ground.transport,
+            board=board,
+            clock=ground.clock,
+            random=ground.random,
+            new_id=ground.new_id,
+            metrics=ArchiveMetrics(ground.registry),
+            config=ground.config.offload,
+        )
+    )
+
+
+def _build_histories(ground: Ground, archive: ArchivePart, maker: LogMaker) -> HistoryService:
+    forks = None
+    proof = archive.proof
+    if ground.archive is not None and archive.archived is not None and proof is not None:
+        forks = Forks(
+            cluster_id=ground.cluster_id,
+            store=ground.store,
+            objects=ground.archive,
+            archived=archive.archived,
+            history=archive.history,
+            maker=maker,
+            clock=ground.clock,
+            new_id=ground.new_id,
+            prove=proof.made,
+        )
+    return HistoryService(
+        cluster_id=ground.cluster_id, view=ground.view, forks=forks, new_id=ground.new_id
+    )
 
 
 def _build_maker(ground: Ground, liveness: Liveness, care: Care) -> LogMaker:

@@ -10,6 +10,7 @@ from metadata.store import Version
 from sharedlog.batch import Record
 from sharedlog.errors import InvalidArgument
 from sharedlog.ids import LogletId, NodeId, SequencerId
+from sharedlog.retention_proto import retention_to_proto
 from sharedlog.v1 import types_pb2
 
 
@@ -25,13 +26,16 @@ def describe_log(
     """A log, its chain, and the addresses of the nodes in it as far as `directory` knows them.
 
     The whole chain, or the part that a `DescribeLogRequest` asks for by fields of the same names;
-    only the nodes of that part are told.
+    only the nodes of that part are told, and some that live for who has to read the archive.
     """
     chain = chain_part(
         record.chain, chain_from=chain_from, chain_limit=chain_limit, open_only=open_only
     )
     named = {segment.sequencer.node_id for segment in chain}
     named.update(replica.node_id for segment in chain for replica in segment.nodeset)
+    if record.archived_end:
+        named.add(record.open_segment.sequencer.node_id)
+        named.update(replica.node_id for replica in record.open_segment.nodeset)
     nodes = [node for node_id in sorted(named) if (node := directory(node_id)) is not None]
     return types_pb2.LogDescription(
         log_id=record.log_id,
@@ -45,6 +49,10 @@ def describe_log(
         spread=dict(record.spread),
         segment_count=len(record.chain),
         created_with=settings_to_proto(record.created_with),
+        start=record.start,
+        trimmed=record.trimmed,
+        archived_end=record.archived_end,
+        retention=retention_to_proto(record.retention),
     )
 
 

@@ -13,6 +13,10 @@ that creates it.
 is known is true. The region above it belongs to the sequencer alone and is never touched, and
 nothing is sealed (field note 32). A replica that has not opened the loglet yet is left alone.
 
+**What one replica has trimmed** is wanted of nobody (`node/coverage.py`). Whoever is behind with
+that is brought to the same local start: a replica that was away, and a new one, which is not to
+look as if it lacked what all others have dropped.
+
 Copying is idempotent: equal bytes are an acknowledgement, whoever else stores them. `mend` says
 what it found, and never raises for a replica that is away.
 """
@@ -33,6 +37,7 @@ from node.coverage import (
     Range,
     Ranges,
     clip,
+    elsewhere,
     intersect,
     merge,
     missing_of,
@@ -40,6 +45,8 @@ from node.coverage import (
     plan_copies,
     size,
     subtract,
+    trimmed_upto,
+    untrimmed,
     wanted,
 )
 from node.peers import in_parallel
@@ -92,9 +99,10 @@ class _Look:
         return self.segment.end is not None
 
     @property
-    def progress(self) -> tuple[int, int]:
+    def progress(self) -> tuple[int, int, int]:
         """Changes as long as another round may bring more."""
-        return self.copied_bytes, sum(size(ranges) for ranges in self.damaged.values())
+        damaged = sum(size(ranges) for ranges in self.damaged.values())
+        return self.copied_bytes, damaged, size(self.want)
 
 
 def _silent(_: str) -> None:
@@ -137,7 +145,7 @@ class Backfill:
         look = _Look(loglet, segment, end, want, verify, told)
         holdings = await self._holdings(look)
         for _ in range(ROUNDS_MAX):
-            copies = [it for it in plan_copies(holdings, want) if it.target not in look.failed]
+            copies = [it for it in plan_copies(holdings, look.want) if it.target not in look.failed]
             if not copies:
                 break
             before = look.progress
@@ -146,7 +154,10 @@ class Backfill:
             holdings = await self._holdings(look)
             if look.progress == before:
                 break
+        # What the archive alone has is lacking nowhere.
+        look.want = subtract(look.want, elsewhere(holdings, look.want, record.archived_end))
         await self._tell_ends(look, holdings)
+        await self._trim(look, holdings)
         return _judge(look, holdings, sealed=sealed)
 
     async def copy_to(
@@ -170,9 +181,11 @@ class Backfill:
         loglet = record.loglet(segment)
         await self._door.seal(target, loglet, segment.base)
         joined = replace(segment, nodeset=(target, *segment.nodeset))
-        want = wanted(segment, segment.end)
-        look = _Look(loglet, joined, segment.end, want, False, told)
-        rest: Ranges = want
+        look = _Look(loglet, joined, segment.end, wanted(segment, segment.end), False, told)
+        holdings = await self._holdings(look)
+        look.want = subtract(look.want, elsewhere(holdings, look.want, record.archived_end))
+        await self._trim(look, holdings)
+        rest: Ranges = look.want
         for _ in range(ROUNDS_MAX):
             before = look.progress
             await self._fill(look)
@@ -181,7 +194,7 @@ class Backfill:
             filled = await self._door.holding(
                 target, loglet, segment.base, segment.end, verify=True
             )
-            rest = nobody_has([filled], want) if filled.answered else want
+            rest = nobody_has([filled], look.want) if filled.answered else look.want
             look.damaged[0] = list(filled.damaged)
             if not rest or 0 in look.failed or look.progress == before:
                 break
@@ -231,7 +244,10 @@ class Backfill:
         return Offset(tail), any(sealed for _, sealed in found)
 
     async def _holdings(self, look: _Look) -> list[Holding]:
-        """What each replica holds, with the damage that the copying has met."""
+        """What each replica holds, with the damage that the copying has met.
+
+        What one of them has trimmed is not wanted any more.
+        """
         segment = look.segment
         if not look.want:
             return [Holding(answered=True, told_end=True) for _ in segment.nodeset]
@@ -241,6 +257,7 @@ class Backfill:
             return await self._door.holding(replica, look.loglet, first, end, verify=look.verify)
 
         found = await in_parallel(ask, segment.nodeset)
+        look.want = untrimmed(look.want, found)
         for index, ranges in look.damaged.items():
             was = found[index]
             damaged = tuple(clip(merge((*was.damaged, *ranges)), first, end))
@@ -325,6 +342,22 @@ class Backfill:
                     await self._door.tell_end(replica, look.loglet, end)
                 except SharedLogError as error:
                     look.errors.append(f"{replica.node_id}: {error}")
+
+    async def _trim(self, look: _Look, holdings: Sequence[Holding]) -> None:
+        """Whoever keeps less back than another is told that all of that is committed, to drop it.
+
+        Best effort: it is no lack, and whoever trims the log tells them all again.
+        """
+        upto = trimmed_upto(holdings)
+        for replica, holding in zip(look.segment.nodeset, holdings, strict=True):
+            if not holding.answered or holding.local_start >= upto:
+                continue
+            try:
+                await self._door.raise_tail(replica, look.loglet, upto)
+                await self._door.trim(replica, look.loglet, upto)
+            except SharedLogError as error:
+                fields = {"server": replica.node_id, "error": str(error)}
+                log.debug("backfill.not_trimmed", extra=fields)
 
 
 def _judge(look: _Look, holdings: Sequence[Holding], *, sealed: bool) -> Mended:

@@ -186,7 +186,7 @@ class AttemptRun:
     def _copy(self, step: CopyRange) -> None:
         source, replica = self._server(step.sources[0])
         try:
-            batches, gap, damaged = source.read(
+            batches, gap, kind = source.read(
                 replica, self.loglet, step.first, step.end, batches_max=self._batches_max
             )
         except SharedLogError as error:
@@ -194,9 +194,10 @@ class AttemptRun:
             self.core.on_source_silent(step.sources[0], error)
             return
         if gap is not None:
-            kind = "damaged" if damaged else "hole"
             self._note(f"{self.name}: read {source.node_id}: {kind} [{gap[0]}, {gap[1]})")
-            self.core.on_source_lacks(step.sources[0], *gap, damaged=damaged)
+            self.core.on_source_lacks(
+                step.sources[0], *gap, damaged=kind == "damaged", trimmed=kind == "trimmed"
+            )
             return
         first, end = batches[0][0][0], batches[-1][0][1]
         self._note(f"{self.name}: read {source.node_id}: [{first}, {end})")

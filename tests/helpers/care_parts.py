@@ -188,7 +188,7 @@ class Cluster:
         )
 
     async def put_log(
-        self, *chain: Segment, name: str = "orders", log_id: int = LOG_ID
+        self, *chain: Segment, name: str = "orders", log_id: int = LOG_ID, **others: Any
     ) -> LogRecord:
         """Write the log as it is, and wait until the view has it."""
         record = LogRecord(
@@ -199,6 +199,7 @@ class Cluster:
             created_ms=0,
             create_nonce="",
             chain=chain,
+            **others,
         )
         self.metadata.swap(log_key(name), encode_log(record), ABSENT)
         await self.view.wait_log(name, lambda found: found == record)

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from loglet.archive.config import ArchiveConfig
 from loglet.config import LogServerConfig
 from metadata.config import EmbeddedConfig
+from node.archive.config import OffloadConfig
 from node.config import NodeConfig
 from node.controller.config import ControllerConfig
 from sequencer.config import SequencerConfig
@@ -26,6 +28,8 @@ SECTIONS = {
     "## `[sequencer]`": SequencerConfig,
     "## `[metadata_store]`": EmbeddedConfig,
     "## `[controller]`": ControllerConfig,
+    "## `[archive]`": ArchiveConfig,
+    "## `[offload]`": OffloadConfig,
     "### `ClientConfig`": ClientConfig,
     "### `AppenderConfig`": AppenderConfig,
     "### `ReaderConfig`": ReaderConfig,

@@ -342,6 +342,32 @@ async def _nobody_is_left() -> None:
         assert (opened.base, ranges(opened.lost)) == (4, [(4, 4)])
 
 
+async def _what_is_archived_is_not_lost() -> None:
+    """The survivor of three has less than the archive: the segment ends where that does, nothing
+    below is given up or looked for any more, and a change that was archived meanwhile counts."""
+    async with cluster_of("n1", "n2", "n3", "n4", "n5", "n6") as cluster:
+        segment = cluster.segment(0, 0, nodes=("n1", "n2", "n3"))
+        await cluster.put("n1", segment, (0, 4))
+        await cluster.put_log(segment, archived_end=Offset(8))
+        for name in ("n2", "n3"):
+            await cluster.wipe(name)
+
+        async def act(caretaker: Caretaker) -> None:
+            told = await caretaker.care.losses.accept_loss(loss(0, dry_run=True))
+            assert (told.segment.end, ranges(told.lost)) == (8, [(8, 8)])
+            done = await caretaker.care.losses.accept_loss(loss(0))
+            assert (done.segment.end, ranges(done.lost)) == (8, [(8, 8)])
+            await cluster.until(lambda: len(cluster.chain()) == 2)
+            await cluster.until(lambda: len({it.node_id for it in cluster.chain()[0].nodeset}) == 3)
+            term = caretaker.care.controller.term
+            assert term is None or term.ledger.losses(10) == []
+
+        await with_care(cluster, "n1", act)
+        found = cluster.view.log("orders")
+        assert found is not None
+        assert (found[0].trimmed, found[0].open_segment.base) == (8, 8)
+
+
 async def _a_closed_segment_loses_what_nobody_has() -> None:
     """Damaged on every replica: given up as ranges; then the rest counts as complete, and is not
     given up twice."""
@@ -408,5 +434,6 @@ test_a_store_declared_lost = virtually(_a_store_that_was_declared_lost_and_answe
 test_a_node_without_its_log_server = virtually(_a_node_without_its_log_server_has_lost_nothing)
 test_a_survivor_with_damage = virtually(_a_survivor_with_damage_below_the_committed_tail)
 test_nobody_is_left = virtually(_nobody_is_left)
+test_what_is_archived_is_not_lost = virtually(_what_is_archived_is_not_lost)
 test_a_closed_segment = virtually(_a_closed_segment_loses_what_nobody_has)
 test_the_controller_tells_of_a_loss = virtually(_the_controller_tells_of_a_loss)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from metadata.records import Replica, Segment
 from node.coverage import Holding
-from node.loss_rules import Member, Verdict, judge_open
+from node.loss_rules import Member, Verdict, judge_closed, judge_open
 from sharedlog.errors import InvalidArgument
 from sharedlog.ids import Generation, NodeId, Offset, SequencerId, StorageId
 
@@ -37,6 +39,7 @@ def member(
     held: tuple[tuple[int, int], ...] = (),
     damaged: tuple[tuple[int, int], ...] = (),
     lost: bool = False,
+    local_start: int = 0,
 ) -> Member:
     """Holds all below its tail, or `held`."""
     holding = Holding(
@@ -44,6 +47,7 @@ def member(
         held=ranges(*(held or ((0, local),))),
         damaged=ranges(*damaged),
         lost=lost,
+        local_start=Offset(local_start),
     )
     return Member("n", holding, Offset(local), Offset(committed))
 
@@ -103,3 +107,44 @@ def test_what_is_committed_and_nowhere() -> None:
     assert verdict == Verdict(Offset(9), ranges((6, 9)))
     with pytest.raises(InvalidArgument, match="may hold"):
         judge(3, 2, member(6, 4), Member("n2", Holding(answered=False)), GONE)
+
+
+def test_what_was_trimmed_is_not_lost() -> None:
+    """Of two, one is lost and the survivor has trimmed: the log goes on without a person, and if
+    one is needed all the same, the prefix is no part of what is given up."""
+    kept = member(60, 50, held=((40, 60),), local_start=40)
+    with pytest.raises(InvalidArgument, match="without a loss"):
+        judge(2, 2, GONE, kept)
+    hole = member(60, 50, held=((40, 42), (45, 60)), local_start=40)
+    assert judge(2, 2, GONE, hole) == Verdict(Offset(60), ranges((42, 45)))
+    closed = replace(segment(2, 2), end=Offset(60))
+    with pytest.raises(InvalidArgument, match="nothing is lost"):
+        judge_closed("orders", closed, [GONE.holding, kept.holding])
+    verdict = judge_closed("orders", closed, [GONE.holding, hole.holding])
+    assert verdict == Verdict(Offset(60), ranges((42, 45)))
+
+
+def test_what_is_archived_is_not_lost_and_the_segment_ends_above() -> None:
+    """Whatever log servers lack of it; what lies above is judged as ever."""
+    end = Offset(8)
+    members = [GONE, GONE, member(4, 4)]
+    verdict = judge_open("orders", segment(3, 2), members, archived_end=end)
+    assert verdict == Verdict(Offset(8), ranges((8, 8)), ranges((4, 8)))
+    hole = [GONE, member(12, 10, held=((0, 5), (7, 9), (11, 12)))]
+    verdict = judge_open("orders", segment(2, 2), hole, archived_end=end)
+    assert verdict == Verdict(Offset(12), ranges((9, 11)), ranges((5, 7)))
+    closed = replace(segment(2, 2), end=Offset(12))
+    holdings = [it.holding for it in hole]
+    verdict = judge_closed("orders", closed, holdings, archived_end=end)
+    assert verdict == Verdict(Offset(12), ranges((9, 11)), ranges((5, 7)))
+    with pytest.raises(InvalidArgument, match="and the archive have all"):
+        judge_closed("orders", closed, holdings, archived_end=Offset(12))
+
+
+def test_an_end_below_what_is_archived_is_none() -> None:
+    """Two that answer could end it, but no chain would take that: a person may."""
+    members = [GONE, member(4, 4), member(4, 4)]
+    with pytest.raises(InvalidArgument, match="without a loss"):
+        judge_open("orders", segment(3, 2), members, archived_end=Offset(4))
+    verdict = judge_open("orders", segment(3, 2), members, archived_end=Offset(6))
+    assert verdict == Verdict(Offset(6), (), ranges((4, 6)))

@@ -19,12 +19,14 @@ from sharedlog.errors import (
     NotSequencer,
     VersionMismatch,
 )
+from sharedlog.retention_proto import retention_from_proto
 from sharedlog.rpc import methods
 from sharedlog.rpc.grpc_client import GrpcTransport
 from sharedlog.v1 import log_pb2, types_pb2
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
+DAY = 86_400
 Nodes = dict[str, NodeProcess]
 
 
@@ -193,6 +195,9 @@ async def test_namespaces_are_set_shown_listed_and_deleted(cluster: sharedlog.Cl
         "replicas": ("3", "namespace:s/"),
         "write_quorum": ("2", "namespace:s/t/"),
         "spread": ("", "default"),
+        "local_bytes": ("", "default"),
+        "local_age": ("", "default"),
+        "total_age": ("", "default"),
     }
     nothing = await spaces.get("s/t/u/")
     assert (nothing.version, told([*nothing.effective])["write_quorum"][0]) == (0, "2")
@@ -202,6 +207,47 @@ async def test_namespaces_are_set_shown_listed_and_deleted(cluster: sharedlog.Cl
     assert [it.prefix for it in await spaces.list("s/")] == ["s/"]
     with pytest.raises(InvalidArgument, match="no namespace"):
         await spaces.set("s", replicas=3)
+
+
+async def test_how_long_records_are_kept_is_inherited_asked_for_and_changed(
+    nodes: Nodes, cluster: sharedlog.Cluster
+) -> None:
+    """Field by field, by any node; the log tells what is in force and what it was created with."""
+    kept = sharedlog.Retention(local_age_s=7 * DAY, total_age_s=30 * DAY)
+    space = await cluster.namespaces.set("kept/", retention=kept)
+    assert (space.retention.local_age_s, space.retention.HasField("local_bytes")) == (
+        7 * DAY,
+        False,
+    )
+    assert told([*space.effective])["total_age"] == ("30d", "namespace:kept/")
+    asked = sharedlog.Retention(local_bytes=10 << 30, total_age_s=0)
+    await cluster.create_log("kept/a", retention=asked)
+    made = await cluster.describe_log("kept/a")
+    assert retention_from_proto(made.retention) == sharedlog.Retention(
+        local_bytes=10 << 30, local_age_s=7 * DAY
+    )
+    assert told([*made.created_with]) | {
+        "local_bytes": ("10GiB", "create"),
+        "local_age": ("7d", "namespace:kept/"),
+        "total_age": ("", "create"),
+    } == told([*made.created_with])
+    assert (made.start, made.trimmed, made.archived_end) == (0, 0, 0)
+    with pytest.raises(InvalidArgument, match="less than the local age of 7d"):
+        await cluster.set_retention("kept/a", sharedlog.Retention(total_age_s=DAY))
+    async with sharedlog.connect(nodes["m"].address) as other:
+        change = sharedlog.Retention(local_bytes=0, total_age_s=8 * DAY)
+        changed = await other.set_retention("kept/a", change)
+        assert changed == await other.set_retention("kept/a", change)
+    found = sharedlog.Retention(local_age_s=7 * DAY, total_age_s=8 * DAY)
+    assert retention_from_proto(changed.retention) == found
+    await cluster.admin.reconfigure("kept/a")
+    made = await cluster.describe_log("kept/a")
+    assert (retention_from_proto(made.retention), len(made.chain)) == (found, 1)
+    assert told([*made.created_with])["local_bytes"] == ("10GiB", "create")
+    with pytest.raises(LogNotFound):
+        await cluster.set_retention("kept/b", change)
+    with pytest.raises(InvalidArgument, match="local_age_s is -1"):
+        await cluster.create_log("kept/b", retention=sharedlog.Retention(local_age_s=-1))
 
 
 async def test_logs_are_listed_in_short(cluster: sharedlog.Cluster) -> None:

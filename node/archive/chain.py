@@ -1,0 +1,51 @@
+"""A log's record as the offload sees it: in the metadata store, by the log's name and id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from metadata.archive_registry import set_archived_end
+from metadata.archive_rules import Committed
+from metadata.records import LogRecord
+from metadata.registry import fetch_log
+from metadata.store import MetadataStore
+from sharedlog.errors import LogNotFound
+from sharedlog.ids import LogId, Offset
+
+
+class StoredChain:
+    """See `loglet.archive.offload.Chain`. `known` is what the open segment has committed."""
+
+    def __init__(
+        self,
+        store: MetadataStore,
+        name: str,
+        log_id: LogId,
+        *,
+        known: Committed,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._store = store
+        self._name = name
+        self._log_id = log_id
+        self._known = known
+        self._new_id = new_id
+
+    async def fetch(self) -> LogRecord:
+        """See `Chain.fetch`."""
+        record, _ = await fetch_log(self._store, self._name)
+        if record.log_id != self._log_id:
+            raise LogNotFound(name=self._name)
+        return record
+
+    async def set_archived_end(self, end: Offset) -> LogRecord:
+        """See `Chain.set_archived_end`."""
+        record, _ = await set_archived_end(
+            self._store,
+            self._name,
+            self._log_id,
+            end,
+            nonce=self._new_id(),
+            committed=self._known,
+        )
+        return record

@@ -1,0 +1,232 @@
+"""What was read of the archive, kept for whoever reads it next: manifests, indexes, blocks.
+
+One fetch serves all who want the same at the same time, and goes on if one of them leaves. What is
+kept is bounded; so is the number of fetches under way. An object never changes under its key, so
+indexes and blocks are never stale. A manifest may be, and everybody who uses it stands that: it is
+read anew when it ends below what the chain says is archived, and when an object that it names is
+gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from loglet.archive.layout import manifest_key
+from loglet.archive.manifest import Manifest, ObjectEntry
+from loglet.archive.manifests import Manifests
+from loglet.archive.object_format import (
+    FOOTER_BYTES,
+    Block,
+    Footer,
+    decode_footer,
+    decode_index,
+    split_block,
+)
+from loglet.archive.object_store import ObjectStore
+from node.archive.lru import Lru
+from node.archive.metrics import ArchiveMetrics
+from node.flights import Flights
+from sharedlog.batch import parse_placement
+from sharedlog.ids import LogId, Offset
+from sharedlog.limits import MIB
+
+TAIL_BYTES: Final = 32 * 1024
+"""The last bytes of an object: footer and index of nearly every one."""
+MANIFESTS_MAX: Final = 64
+PAGES_MAX: Final = 32
+INDEXES_MAX: Final = 1_024
+FETCHES_MAX: Final = 16
+"""Requests to the store at once; one of a block has some 512 KiB."""
+
+
+class OpenObject(NamedTuple):
+    """An object, of which footer and index are known.
+
+    Of a log that was forked off within the object, only what lies below the fork counts.
+    """
+
+    entry: ObjectEntry
+    footer: Footer
+    blocks: Sequence[Block]  # those that begin below the entry's end
+
+
+class _Index(NamedTuple):
+    """What the end of an object says; the same for all logs that name the object."""
+
+    footer: Footer
+    blocks: Sequence[Block]
+
+
+class ArchivedObjects:
+    """See the module's docstring. `run` must be running for anything to be fetched."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        manifests: Manifests,
+        *,
+        metrics: ArchiveMetrics,
+        block_cache_bytes: int = 32 * MIB,
+    ) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._manifests_store = manifests
+        self._manifests = Lru[LogId, Manifest](MANIFESTS_MAX)
+        self._pages = Lru[str, Sequence[ObjectEntry]](PAGES_MAX)
+        self._indexes = Lru[str, _Index](INDEXES_MAX)
+        self._blocks = Lru[tuple[str, int], list[bytes]](block_cache_bytes)
+        self._places = asyncio.Semaphore(FETCHES_MAX)
+        self._manifest_flights = Flights[LogId, Manifest | None]("a manifest's")
+        self._page_flights = Flights[str, Sequence[ObjectEntry]]("a page's")
+        self._index_flights = Flights[str, _Index]("an object's")
+        self._block_flights = Flights[tuple[str, int], list[bytes]]("a block's")
+
+    async def run(self) -> None:
+        """Own the fetches, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for flights in (
+                self._manifest_flights,
+                self._page_flights,
+                self._index_flights,
+                self._block_flights,
+            ):
+                tasks.create_task(flights.run())
+
+    async def manifest(self, log_id: LogId, *, upto: Offset) -> Manifest | None:
+        """The log's manifest, which ends at or above `upto` unless there is none that does.
+
+        Raises:
+            ManifestCorrupt, ArchiveUnavailable.
+        """
+        kept = self._manifests.get(log_id)
+        if kept is not None and kept.end >= upto:
+            return kept
+        return await self._manifest_flights.join(log_id, lambda: self._load(log_id))
+
+    def manifest_key(self, log_id: LogId) -> str:
+        """Where the log's manifest lies."""
+        return manifest_key(self._manifests_store.cluster_id, log_id)
+
+    def forget_manifest(self, log_id: LogId) -> None:
+        """What is known of it turned out to be stale."""
+        self._manifests.drop(log_id)
+
+    async def entry_at(self, manifest: Manifest, offset: Offset) -> ObjectEntry | None:
+        """The object that holds `offset`; None if none does.
+
+        Raises:
+            ManifestCorrupt, ObjectNotFound, ArchiveUnavailable.
+        """
+        entries: Sequence[ObjectEntry] = manifest.entries
+        for page in manifest.pages:
+            if page.first <= offset < page.end:
+                entries = await self._page(page.key)
+                break
+        return find_entry(entries, offset)
+
+    async def entry_since(self, manifest: Manifest, timestamp_ms: int) -> ObjectEntry | None:
+        """The first object with a record that is not earlier; None if none has.
+
+        Raises:
+            ManifestCorrupt, ObjectNotFound, ArchiveUnavailable.
+        """
+        entries: Sequence[ObjectEntry] = manifest.entries
+        for page in manifest.pages:
+            if page.last_ms >= timestamp_ms:
+                entries = await self._page(page.key)
+                break
+        at = bisect_left(entries, timestamp_ms, key=lambda it: it.last_ms)
+        return entries[at] if at < len(entries) else None
+
+    async def open(self, entry: ObjectEntry) -> OpenObject:
+        """Footer and index of an object.
+
+        Raises:
+            CorruptObject, ObjectNotFound, ArchiveUnavailable.
+        """
+        index = self._indexes.get(entry.key)
+        if index is None:
+            index = await self._index_flights.join(entry.key, lambda: self._fetch_index(entry.key))
+        blocks = index.blocks
+        if blocks and blocks[-1].first >= entry.end:
+            blocks = blocks[: bisect_left(blocks, entry.end, key=lambda it: it.first)]
+        return OpenObject(entry, index.footer, blocks)
+
+    async def block(self, opened: OpenObject, number: int) -> list[bytes]:
+        """The placed batches of a block, as stored; their own checksums are the reader's business.
+
+        Raises:
+            CorruptObject, ObjectNotFound, ArchiveUnavailable.
+        """
+        key = opened.entry.key, number
+        self._metrics.blocks_used.inc()
+        batches = self._blocks.get(key)
+        if batches is None:
+            batches = await self._block_flights.join(key, lambda: self._fetch_block(opened, number))
+        if opened.blocks[number].end <= opened.entry.end:
+            return batches
+        return [it for it in batches if parse_placement(it).first < opened.entry.end]
+
+    def read_ahead(self, opened: OpenObject, numbers: range) -> None:
+        """Begin to fetch these blocks, unless many fetches are under way already."""
+        for number in numbers:
+            key = opened.entry.key, number
+            if number >= len(opened.blocks) or self._places.locked():
+                return
+            if self._blocks.get(key) is None:
+                self._block_flights.start(
+                    key,
+                    lambda number=number: self._fetch_block(opened, number),  # type: ignore[misc]
+                )
+
+    async def _load(self, log_id: LogId) -> Manifest | None:
+        async with self._places:
+            loaded = await self._manifests_store.load(log_id)
+        if loaded is None:
+            return None
+        self._manifests.put(log_id, loaded.manifest)
+        return loaded.manifest
+
+    async def _page(self, key: str) -> Sequence[ObjectEntry]:
+        kept = self._pages.get(key)
+        if kept is not None:
+            return kept
+        return await self._page_flights.join(key, lambda: self._fetch_page(key))
+
+    async def _fetch_page(self, key: str) -> Sequence[ObjectEntry]:
+        async with self._places:
+            entries = await self._manifests_store.page(key)
+        self._pages.put(key, entries)
+        return entries
+
+    async def _fetch_index(self, key: str) -> _Index:
+        async with self._places:
+            tail, size = await self._store.read_tail(key, TAIL_BYTES)
+            footer = decode_footer(tail, size)
+            index = tail[-(footer.index_bytes + FOOTER_BYTES) : -FOOTER_BYTES]
+            if len(index) < footer.index_bytes:
+                at = footer.index_position
+                index = await self._store.read(key, at, at + footer.index_bytes)
+        opened = _Index(footer, decode_index(index, footer))
+        self._indexes.put(key, opened)
+        return opened
+
+    async def _fetch_block(self, opened: OpenObject, number: int) -> list[bytes]:
+        block, key = opened.blocks[number], opened.entry.key
+        async with self._places:
+            data = await self._store.read(key, block.position, block.position + block.size)
+        self._metrics.fetched_bytes.inc(block.size)
+        batches = split_block(data, block)
+        self._blocks.put((key, number), batches, block.size)
+        return batches
+
+
+def find_entry(entries: Sequence[ObjectEntry], offset: Offset) -> ObjectEntry | None:
+    """The entry whose range holds `offset`; they are in order."""
+    at = bisect_right(entries, offset, key=lambda it: it.end)
+    if at < len(entries) and entries[at].first <= offset:
+        return entries[at]
+    return None
