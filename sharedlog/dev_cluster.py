@@ -94,6 +94,8 @@ class DevCluster:
         log_to: Directory of the log files, instead of `directory/logs`.
         settings: Further SHAREDLOG_* environment of the nodes. No other SHAREDLOG_* variable of
             this process reaches them.
+        archive: Where the history of logs goes: file:///FOLDER, which must exist, or
+            s3://BUCKET/PREFIX. "": logs are kept on log servers alone.
         locations: Of the nodes, by name, e.g. {"n1": "eu.zone-a"}.
         network: Where the processes live, if not on loopback: one that can be cut.
     """
@@ -106,6 +108,7 @@ class DevCluster:
         base_port: int = 0,
         log_to: Path | None = None,
         settings: Mapping[str, str] = {},
+        archive: str = "",
         locations: Mapping[str, str] = {},
         network: DevNetwork | None = None,
         clock: Clock = _SYSTEM_CLOCK,
@@ -120,6 +123,7 @@ class DevCluster:
         self._count = nodes
         self._base_port = base_port
         self._settings = dict(settings)
+        self._archive = archive
         self._locations = dict(locations)
         self._network = network
         self._clock = clock
@@ -254,7 +258,8 @@ class DevCluster:
             node = self._make_node(name, port, f"{self._host(name)}:{http_port}")
             config = self.directory / f"{name}.toml"
             location = self._locations.get(name, "")
-            config.write_text(_node_toml(node, self._metadata.address, location), encoding="utf-8")
+            text = _node_toml(node, self._metadata.address, location, self._archive)
+            config.write_text(text, encoding="utf-8")
             node.command = self._command(name, "node", "--config", str(config))
             self.nodes[node.node_id] = node
 
@@ -451,7 +456,7 @@ def module_environment() -> dict[str, str]:
     return environment
 
 
-def _node_toml(node: DevNode, metadata_address: str, location: str) -> str:
+def _node_toml(node: DevNode, metadata_address: str, location: str, archive: str) -> str:
     values = {
         "node_id": node.node_id,
         "listen": node.address,
@@ -464,6 +469,8 @@ def _node_toml(node: DevNode, metadata_address: str, location: str) -> str:
     # A JSON string or list of strings is a TOML one.
     lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
     lines += ["[log_server]", f"page_cache_bytes = {PAGE_CACHE_BYTES}"]
+    if archive:
+        lines += ["[archive]", f"url = {json.dumps(archive, ensure_ascii=False)}"]
     return "\n".join(lines) + "\n"
 
 

@@ -81,19 +81,29 @@ def chain(settings: Settings, name: str, last: int | None) -> None:
                 str(segment["base"]),
                 "" if segment["end"] is None else str(segment["end"]),
                 _state(segment),
-                "{node_id}.{generation}".format(**segment["sequencer"]),
-                f"{segment['write_quorum']}/{len(segment['nodeset'])}",
+                _sequencer(segment),
+                f"{segment['write_quorum']}/{len(segment['nodeset'])}"
+                if segment["nodeset"]
+                else "",
                 spread_text(segment["spread"]),
-                " ".join(replica["node_id"] for replica in segment["nodeset"]),
+                " ".join(replica["node_id"] for replica in segment["nodeset"]) or "in the archive",
             ]
             for segment in segments
         ],
     )
 
 
+def _sequencer(segment: Json) -> str:
+    if not segment["nodeset"]:
+        return ""
+    return "{node_id}.{generation}".format(**segment["sequencer"])
+
+
 def _state(segment: Json) -> Cell:
     if segment["lost"]:
         return Cell("loss accepted", WARNING)
+    if not segment["nodeset"]:
+        return Cell("archived", "")  # it begins a log that was forked or restored
     return Cell("open", GOOD) if segment["end"] is None else Cell("closed", "")
 
 

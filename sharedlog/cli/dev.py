@@ -32,6 +32,7 @@ from sharedlog.dev_cluster import METADATA, DevCluster, DevClusterError, DevNode
 
 _POLL_S: Final = 0.1
 _NODES_DEFAULT: Final = 3
+_ARCHIVE_VARIABLES: Final = "SHAREDLOG_ARCHIVE__"
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -43,6 +44,7 @@ class _Request:
     kept: bool
     nodes: int
     port: int
+    archive: str  # URL; "": none
     restart: bool
     earlier_nodes: int
     """Nodes that the directory has data of; 0 if it is fresh."""
@@ -53,6 +55,7 @@ class _Request:
     examples="""
 sharedlog dev                                   three nodes; their data vanish at the end
 sharedlog dev --dir ./data                      data kept from run to run
+sharedlog dev --archive s3://bucket/prefix      history goes there; credentials as for every S3 tool
 sharedlog dev --nodes 5 --port 5100             then: sharedlog --address 127.0.0.1:5100 status
 """,
 )
@@ -76,11 +79,24 @@ sharedlog dev --nodes 5 --port 5100             then: sharedlog --address 127.0.
     help="The first node's; the others follow, the metadata process has the one below, HTTP those "
     "100 above. 0 takes free ones.",
 )
+@click.option(
+    "--archive",
+    metavar="URL",
+    envvar=f"{_ARCHIVE_VARIABLES}URL",
+    help="Where the history of logs goes: s3://BUCKET/PREFIX, file:///FOLDER, or none. Variables "
+    f"named {_ARCHIVE_VARIABLES}... reach the nodes.  [default: a folder beside the data]",
+)
 @click.option("--restart", is_flag=True, help="Start a process again when it has died.")
 @output_options
 @pass_settings
 def dev(
-    settings: Settings, nodes: int | None, directory: Path | None, port: int, restart: bool
+    settings: Settings,
+    *,
+    nodes: int | None,
+    directory: Path | None,
+    port: int,
+    archive: str | None,
+    restart: bool,
 ) -> None:
     """Run a cluster on this machine until Ctrl-C, for development.
 
@@ -97,6 +113,7 @@ def dev(
             kept=directory is not None,
             nodes=nodes or earlier or _NODES_DEFAULT,
             port=port,
+            archive=_archive_url(archive, path),
             restart=restart,
             earlier_nodes=earlier,
         )
@@ -119,6 +136,15 @@ def _data_directory(given: Path | None) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _archive_url(given: str | None, directory: Path) -> str:
+    """The archive's URL, "" for none; its folder is made if it is the cluster's own."""
+    if given:
+        return "" if given == "none" else given
+    folder = directory.absolute() / "archive"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.as_uri()
+
+
 def _nodes_of(directory: Path) -> int:
     """How many nodes an earlier run left data of."""
     if not directory.is_dir():
@@ -135,7 +161,17 @@ class _Run:
         self._settings = settings
         self._stop = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
-        self._cluster = DevCluster(request.directory, nodes=request.nodes, base_port=request.port)
+        self._cluster = DevCluster(
+            request.directory,
+            nodes=request.nodes,
+            base_port=request.port,
+            archive=request.archive,
+            settings={
+                name: value
+                for name, value in os.environ.items()
+                if name.startswith(_ARCHIVE_VARIABLES) and name != f"{_ARCHIVE_VARIABLES}URL"
+            },
+        )
 
     async def run(self) -> None:
         """Start, watch until told to stop, stop."""
@@ -199,6 +235,7 @@ class _Run:
                     "address": self._cluster.address,
                     "directory": str(self._cluster.directory),
                     "kept": self._request.kept,
+                    "archive": self._request.archive or None,
                     "nodes": [_describe(node) for node in self._cluster.nodes.values()],
                     "metadata": _describe(self._cluster.metadata),
                 }
@@ -223,6 +260,7 @@ class _Run:
             note(f"data: {cluster.directory} (kept; start it again with the same --dir)")
         else:
             note(f"data: {cluster.directory} (removed at the end; --dir keeps it)")
+        note(f"archive: {request.archive or 'none'}")
         note(f"logs of the processes: {cluster.log_directory}")
         if request.earlier_nodes > request.nodes:
             note(

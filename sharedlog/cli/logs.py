@@ -16,9 +16,11 @@ from sharedlog.cli.app import (
     pass_settings,
 )
 from sharedlog.cli.output import Column, iso_time, note, plural, print_json, print_table
+from sharedlog.cli.retention import retention_options, retention_text
 from sharedlog.cli.session import with_cluster
 from sharedlog.cli.views import Json, spread_text, view_log, view_summary
 from sharedlog.limits import LIST_PAGE_MAX
+from sharedlog.retention import Retention
 
 if TYPE_CHECKING:
     from sharedlog import Cluster
@@ -27,18 +29,27 @@ if TYPE_CHECKING:
 _HERE = "sharedlog.cli.logs"
 _CHAIN = "sharedlog.cli.chain"
 _MOMENTS = "sharedlog.cli.moments"
+_RETENTION = "sharedlog.cli.retention"
+_HISTORY = "sharedlog.cli.history"
 _RECONFIGURE = "sharedlog.cli.reconfigure"
 _SECTIONS = {
     "Logs": {
         "create": Lazy(_HERE, "create", "Create a log."),
         "ls": Lazy(_HERE, "list_logs", "List the logs."),
+        "fork": Lazy("sharedlog.cli.histories", "fork", "Make a log that shares another's past."),
         "describe": Lazy(_HERE, "describe", "Show one log's configuration, tail and chain."),
         "find-offset": Lazy(_MOMENTS, "find_offset", "Show the offset of a moment."),
     },
     "Change": {
+        "set": Lazy(_RETENTION, "set_log", "Set how long records are kept, and where."),
         "reconfigure": Lazy(_RECONFIGURE, "reconfigure", "Change sequencer, servers or quorum."),
         "seal": Lazy(_RECONFIGURE, "seal", "End the open segment and go on in a new one."),
         "fence": Lazy("sharedlog.cli.fence", "fence", "Set the token that appends are judged by."),
+    },
+    "Its beginning": {
+        "offload": Lazy(_HISTORY, "offload", "Archive all of it now."),
+        "trim": Lazy(_HISTORY, "trim", "Keep older records in the archive alone."),
+        "purge": Lazy(_HISTORY, "purge", "Delete older records for ever."),
     },
     "Inspect and repair": {
         "chain": Lazy(_CHAIN, "chain", "Show every segment."),
@@ -56,6 +67,7 @@ _SECTIONS = {
 sharedlog log create orders --replicas 3 --write-quorum 2
 sharedlog log describe orders
 sharedlog log reconfigure orders --sequencer n2
+sharedlog log trim orders --older-than 7d
 sharedlog log digest orders
 """,
 )
@@ -69,6 +81,7 @@ def log() -> None:
     examples="""
 sharedlog log create orders                     replicas and quorum by its namespaces, or default
 sharedlog log create orders --replicas 3 --write-quorum 2
+sharedlog log create orders --local-age 7d --total-age 90d
 sharedlog log create orders --if-not-exists     for scripts
 """,
 )
@@ -81,6 +94,7 @@ sharedlog log create orders --if-not-exists     for scripts
     help="Copies on disk that make an append durable; more than half of the replicas.  "
     "[default: the majority]",
 )
+@retention_options
 @click.option("--if-not-exists", is_flag=True, help="That it exists already is no failure.")
 @cluster_options
 @pass_settings
@@ -90,13 +104,20 @@ def create(
     replicas: int | None,
     write_quorum: int | None,
     if_not_exists: bool,
+    *,
+    local_bytes: int | None,
+    local_age_s: int | None,
+    total_age_s: int | None,
 ) -> None:
     """Create the log NAME: 1 to 255 of a-z A-Z 0-9 . _ / - starting with a letter or digit."""
+    kept = Retention(local_bytes=local_bytes, local_age_s=local_age_s, total_age_s=total_age_s)
 
     async def work(cluster: Cluster) -> tuple[bool, Json]:
         created = True
         try:
-            await cluster.create_log(name, replicas=replicas, write_quorum=write_quorum)
+            await cluster.create_log(
+                name, replicas=replicas, write_quorum=write_quorum, retention=kept
+            )
         except errors.LogExists:
             if not if_not_exists:
                 raise
@@ -193,7 +214,7 @@ async def _listed(
 @cluster_options
 @pass_settings
 def describe(settings: Settings, name: str) -> None:
-    """Show one log: configuration, tail, chain of segments, nodes."""
+    """Show one log: configuration, what is kept where, tail, chain of segments, nodes."""
 
     async def work(cluster: Cluster) -> Json:
         found = view_log(await cluster.describe_log(name))
@@ -226,6 +247,10 @@ def _print_description(found: Json) -> None:
         ),
         ("spread", spread_text(found["spread"]) or "none asked for"),
         ("created with", _created_with(found)),
+        ("retention", retention_text(found)),
+        ("start", f"{found['start']}{' (older records were purged)' if found['start'] else ''}"),
+        ("trimmed", f"{found['trimmed']} (log servers may hold nothing below)"),
+        ("archived end", f"{found['archived_end']} (all from the start up to it is archived)"),
         ("tail", f"{at_least}{found['tail']}"),
     ):
         click.echo(f"{label + ':':14}{text}")
@@ -244,13 +269,19 @@ def _print_description(found: Json) -> None:
                 str(segment["index"]),
                 str(segment["base"]),
                 "open" if segment["end"] is None else str(segment["end"]),
-                "{node_id}, generation {generation}".format(**segment["sequencer"]),
-                str(segment["write_quorum"]),
-                " ".join(_replica(replica) for replica in segment["nodeset"]),
+                _sequencer(segment),
+                str(segment["write_quorum"]) if segment["nodeset"] else "",
+                " ".join(_replica(it) for it in segment["nodeset"]) or "in the archive",
             ]
             for segment in found["chain"]
         ],
     )
+
+
+def _sequencer(segment: Json) -> str:
+    if not segment["nodeset"]:
+        return ""
+    return "{node_id}, generation {generation}".format(**segment["sequencer"])
 
 
 def _created_with(found: Json) -> str:

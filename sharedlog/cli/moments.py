@@ -50,7 +50,7 @@ class MomentType(click.ParamType):  # type: ignore[type-arg]  # generic from cli
             return value
         if value.isdecimal() and int(value) <= _OFFSET_MAX:
             return int(value)
-        found = parse_moment(value, now_ms=_now_ms())
+        found = parse_moment(value, now_ms=now_ms())
         if found is None:
             self.fail(f"{value!r} is {_NEITHER}", param, ctx)
         return found
@@ -69,7 +69,7 @@ class StartType(click.ParamType):  # type: ignore[type-arg]  # as above
             return value
         if value.isdecimal() and int(value) <= _OFFSET_MAX:
             return int(value)
-        found = parse_moment(value, now_ms=_now_ms())
+        found = parse_moment(value, now_ms=now_ms())
         if found is None:
             self.fail(f"{value!r} is no offset, {_NEITHER}", param, ctx)
         from sharedlog.starts import from_time
@@ -77,7 +77,8 @@ class StartType(click.ParamType):  # type: ignore[type-arg]  # as above
         return from_time(found)
 
 
-def _now_ms() -> int:
+def now_ms() -> int:
+    """Unix time in milliseconds, by this machine's clock."""
     from sharedlog.clock import SystemClock
 
     return SystemClock().now_ms()

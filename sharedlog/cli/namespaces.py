@@ -17,8 +17,10 @@ from sharedlog.cli.app import (
 from sharedlog.cli.failures import EXIT_NOT_FOUND, SilentExit
 from sharedlog.cli.output import Column, iso_time, note, print_json, print_table
 from sharedlog.cli.reconfigure import parse_spread
+from sharedlog.cli.retention import RETENTION_FLAGS, retention_options
 from sharedlog.cli.session import with_cluster
 from sharedlog.cli.views import Json, spread_text, view_namespace
+from sharedlog.retention import NO_RETENTION, RETENTION_SETTINGS, Retention, amount_text
 
 if TYPE_CHECKING:
     from sharedlog import Cluster
@@ -67,6 +69,7 @@ def namespace() -> None:
     examples="""
 sharedlog namespace set team/ --replicas 3 --write-quorum 2
 sharedlog namespace set team/tmp/ --replicas 1 --write-quorum 1 --spread none
+sharedlog namespace set team/ --local-age 7d --total-age 90d
 sharedlog namespace set team/ --inherit spread   from a shorter prefix again
 """,
 )
@@ -83,10 +86,11 @@ sharedlog namespace set team/ --inherit spread   from a shorter prefix again
     metavar="LEVEL:N",
     help="What each write quorum must span, e.g. zone:2 or zone:2,node:3; none: nothing.",
 )
+@retention_options
 @click.option(
     "--inherit",
     multiple=True,
-    type=click.Choice(["replicas", "write-quorum", "spread"]),
+    type=click.Choice(["replicas", "write-quorum", "spread", *RETENTION_FLAGS]),
     help="A setting that is not to be set here any more.",
 )
 @_VERSION
@@ -99,13 +103,17 @@ def set_namespace(
     replicas: int | None,
     write_quorum: int | None,
     spread: str | None,
+    local_bytes: int | None,
+    local_age_s: int | None,
+    total_age_s: int | None,
     inherit: tuple[str, ...],
     if_version: int | None,
 ) -> None:
     """Set what logs under PREFIX inherit that are created from now on; keep what is not given."""
     wanted = None if spread is None else parse_spread(spread)
-    if replicas is None and write_quorum is None and wanted is None and not inherit:
-        raise click.UsageError("nothing is to be set; see --replicas, --write-quorum, --spread")
+    kept = Retention(local_bytes=local_bytes, local_age_s=local_age_s, total_age_s=total_age_s)
+    if (replicas, write_quorum, wanted, kept, inherit) == (None, None, None, NO_RETENTION, ()):
+        raise click.UsageError("nothing is to be set; see --replicas and what follows it")
 
     async def work(cluster: Cluster) -> namespace_pb2.Namespace:
         return await cluster.namespaces.set(
@@ -113,6 +121,7 @@ def set_namespace(
             replicas=replicas,
             write_quorum=write_quorum,
             spread=wanted,
+            retention=kept,
             inherit=[name.replace("-", "_") for name in inherit],
             expected_version=if_version,
         )
@@ -169,6 +178,7 @@ def list_namespaces(settings: Settings, prefix: str) -> None:
             Column("REPLICAS", right=True),
             Column("QUORUM", right=True),
             Column("SPREAD"),
+            *(Column(flag.replace("-", " ").upper(), right=True) for flag in RETENTION_FLAGS),
             Column("CHANGED"),
         ],
         [
@@ -177,6 +187,10 @@ def list_namespaces(settings: Settings, prefix: str) -> None:
                 _set_or_not(entry["replicas"]),
                 _set_or_not(entry["write_quorum"]),
                 "-" if entry["spread"] is None else spread_text(entry["spread"]) or "none",
+                *(
+                    "-" if entry[field] is None else amount_text(name, entry[field]) or "none"
+                    for name, field in RETENTION_SETTINGS.items()
+                ),
                 iso_time(entry["changed_ms"]),
             ]
             for entry in found

@@ -166,9 +166,9 @@ def read(
     look = _look(settings, kind, show, verbose)
 
     async def work(cluster: Cluster) -> None:
-        from sharedlog import from_tail
+        from sharedlog import EARLIEST, from_tail
 
-        where = from_tail(last) if last is not None else start or 0
+        where = from_tail(last) if last is not None else EARLIEST if start is None else start
         if len(logs) > 1:
             starts = dict.fromkeys(logs, where)
             await _print_merged(cluster, look, starts, follow=follow, limit=limit)

@@ -146,6 +146,8 @@ def _print(
 
 def describe_segment(segment: Json) -> str:
     """Who orders it, where it lies and what commits, in one line."""
+    if not segment["nodeset"]:
+        return "in the archive"
     nodes = " ".join(replica["node_id"] for replica in segment["nodeset"])
     spread = f", spread {spread_text(segment['spread'])}" if segment["spread"] else ""
     return (

@@ -20,6 +20,11 @@ _SECTIONS: Final = {
             "sharedlog.cli.namespaces", "namespace", "What logs inherit by their names."
         ),
         "cursor": Lazy("sharedlog.cli.cursors", "cursor", "Places in a log, kept in the cluster."),
+        "archive": Lazy(
+            "sharedlog.cli.archive",
+            "archive",
+            "Where the beginning of logs lies: check it, clean up.",
+        ),
         "node": Lazy("sharedlog.cli.nodes", "node", "List, describe and drain nodes."),
         "status": Lazy("sharedlog.cli.status", "status", "What is wrong, nodes, logs."),
     },

@@ -43,7 +43,7 @@ def inspect(settings: Settings, *, directory: Path, ranges: bool, dump: str | No
     flags = [*(["--json"] if settings.json else []), *(["--ranges"] if ranges else [])]
     if dump is not None:
         flags += ["--dump", dump]
-    raise SilentExit(_run_module("loglet", "inspect", str(found), *flags))
+    raise SilentExit(run_module("loglet", "inspect", str(found), *flags))
 
 
 def require_server_packages() -> None:
@@ -62,7 +62,7 @@ def require_server_packages() -> None:
         )
 
 
-def _run_module(module: str, *arguments: str) -> int:
+def run_module(module: str, *arguments: str) -> int:
     """Run a server module of ours, pass its output on, return its exit code."""
     import subprocess
 

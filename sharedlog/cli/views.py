@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sharedlog.retention import RETENTION_SETTINGS, retention_sources
+
 if TYPE_CHECKING:
     from sharedlog.v1 import (
         admin_pb2,
@@ -34,6 +36,10 @@ def view_log(log: types_pb2.LogDescription) -> Json:
         "spread": dict(log.spread),
         "created_ms": log.created_ms,
         "created_with": [_view_setting(setting) for setting in log.created_with],
+        "retention": _view_retention(log),
+        "start": log.start,
+        "trimmed": log.trimmed,
+        "archived_end": log.archived_end,
         "chain_version": log.chain_version,
         "chain": [view_segment(segment) for segment in log.chain],
         "nodes": [
@@ -45,6 +51,18 @@ def view_log(log: types_pb2.LogDescription) -> Json:
             }
             for node in log.nodes
         ],
+    }
+
+
+def _view_retention(log: types_pb2.LogDescription) -> Json:
+    """Each limit (null: none), and where it comes from."""
+    from sharedlog.retention_proto import retention_from_proto  # late: most help needs no protobuf
+
+    retention = retention_from_proto(log.retention)
+    created_with = [(it.name, it.value, it.source) for it in log.created_with]
+    return {
+        RETENTION_SETTINGS[name]: {"value": retention.amount(name), "source": source}
+        for name, _, source in retention_sources(retention, created_with)
     }
 
 
@@ -65,13 +83,18 @@ def view_summary(log: types_pb2.LogSummary) -> Json:
 
 
 def view_namespace(namespace: namespace_pb2.Namespace) -> Json:
-    """What a prefix sets (null: inherited), and what is in force there."""
+    """What a prefix sets (null: inherited; 0: no limit), and what is in force there."""
+    kept = namespace.retention
     return {
         "prefix": namespace.prefix,
         "version": namespace.version,
         "replicas": namespace.replicas if namespace.HasField("replicas") else None,
         "write_quorum": namespace.write_quorum if namespace.HasField("write_quorum") else None,
         "spread": dict(namespace.spread.levels) if namespace.HasField("spread") else None,
+        **{
+            field: getattr(kept, field) if kept.HasField(field) else None
+            for field in ("local_bytes", "local_age_s", "total_age_s")
+        },
         "changed_ms": namespace.changed_ms,
         "effective": [_view_setting(setting) for setting in namespace.effective],
     }

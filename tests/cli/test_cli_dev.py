@@ -181,6 +181,31 @@ def test_a_table_for_people(alone: Cli, devs: list[Dev], tmp_path: Path) -> None
     assert process.returncode == 0
 
 
+def test_an_archive_beside_the_data_elsewhere_or_nowhere(
+    alone: Cli, devs: list[Dev], tmp_path: Path
+) -> None:
+    """Nodes have it in their configuration, so that a node can be started again by hand."""
+    own, other = tmp_path / "own data", tmp_path / "other"
+    devs.append(Dev(alone, "--nodes", "1", "--dir", str(own)))
+    assert devs[-1].ready["archive"] == (own / "archive").as_uri()
+    assert (own / "archive").as_uri() in (own / "n1.toml").read_text()
+    (node,) = devs[-1].ready["nodes"]
+    at = ("--address", node["address"])
+    described = alone.ok("archive", "describe", "--json", *at).json
+    assert (described["url"], described["problem"]) == (f"file://{own}/archive", None)
+    devs[-1].end()
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = (tmp_path / "elsewhere").as_uri()
+    for arguments, expected in (
+        (("--archive", elsewhere), elsewhere),
+        (("--archive", "none"), None),
+    ):
+        devs.append(Dev(alone, "--nodes", "1", "--dir", str(other), *arguments))
+        assert devs[-1].ready["archive"] == expected
+        devs[-1].end()
+        assert ("[archive]" in (other / "n1.toml").read_text()) == (expected is not None)
+
+
 def test_a_store_is_inspected_offline(alone: Cli, devs: list[Dev], tmp_path: Path) -> None:
     """`store inspect` takes a node's folder, and agrees with what was acknowledged."""
     devs.append(dev := Dev(alone, "--nodes", "1", "--dir", str(tmp_path)))
