@@ -77,6 +77,14 @@ class Append:
     sequence: int | None = None
 
 
+class Purge(NamedTuple):
+    """A reader at an offset was told that the log starts above it, and when."""
+
+    at: int
+    start: int
+    tick: int
+
+
 class Seen(NamedTuple):
     """A record that a reader got, and when."""
 
@@ -101,13 +109,15 @@ class Read:
     stale: bool = False  # it was told that the tail was not known for certain
     records: list[Seen] = field(default_factory=list)
     lost: list[tuple[int, int]] = field(default_factory=list)  # typed gaps [first, end), passed
+    purged: list[Purge] = field(default_factory=list)  # it went on at their starts
     error: str = ""
 
     @property
     def position(self) -> int:
         """The offset that comes next."""
         last = self.records[-1].offset + 1 if self.records else self.start
-        return max(last, self.covered, self.lost[-1][1] if self.lost else 0)
+        lost = self.lost[-1][1] if self.lost else 0
+        return max(last, self.covered, lost, self.purged[-1].start if self.purged else 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -194,6 +204,7 @@ class Final:
     tail: int
     records: Sequence[FinalRecord]  # and control records, in the order of reading
     lost: Sequence[tuple[int, int]] = ()  # ranges that an operator gave up, as the chain has them
+    start: int = 0  # what lies below was purged; `records` has what it was all the same
 
 
 class History:
@@ -206,6 +217,7 @@ class History:
         self.lives: list[Life] = []
         self.owners: list[Owner] = []
         self.cursors: list[CursorEnd] = []
+        self.starts: list[tuple[int, int]] = []  # where the log starts, and since which tick
         self._ticks = 0
         self._batches = 0
 
@@ -323,6 +335,14 @@ class History:
     def saw(self, read: Read, offset: int, value: bytes, timestamp_ms: int) -> None:
         """The reader got a record."""
         read.records.append(Seen(offset, value, timestamp_ms, self.tick()))
+
+    def purged(self, read: Read, at: int, start: int) -> None:
+        """The reader was told that the log starts above where it stands."""
+        read.purged.append(Purge(at, start, self.tick()))
+
+    def starts_at(self, start: int) -> None:
+        """A purge has taken effect: readers may be told from now on."""
+        self.starts.append((self.tick(), start))
 
     def read_ended(self, read: Read) -> None:
         """The reader was told that it is at its end."""

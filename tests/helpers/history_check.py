@@ -13,8 +13,9 @@
 | `dense` | offsets are 0, 1, 2, … up to the tail, but for ranges whose loss was accepted |
 | `time` | timestamps never run backwards |
 | `changed` | what a reader got at an offset, time included, is what is there in the end |
-| `gap` | a reader gets every offset from its start on, once, in order, but for accepted losses; |
-|   | with a key, every one of that key |
+| `gap` | a reader gets every offset from its start on, once, in order, but for accepted losses |
+|   | and what is purged; with a key, every one of that key |
+| `purged` | who is told where the log starts stands below, and it starts there by then |
 | `key` | a record has the key that it was appended with |
 | `short` | a read that ended got all up to its given end, unless told that the tail is uncertain |
 | `real-time` | appends, reads and tails are linearizable, see below |
@@ -189,18 +190,39 @@ def _check_continuity(read: Read, who: str, log: LogView) -> Iterator[Violation]
     gaps = dict(read.lost)
     position = log.next_record(read.start, read.key)
     for seen in read.records:
-        while position != seen.offset and position in gaps:
-            position = log.next_record(gaps[position], read.key)
+        while position != seen.offset:
+            end = gaps.get(position, max(_starts_beyond(read, position, seen.offset), default=0))
+            if end <= position:
+                break
+            position = log.next_record(end, read.key)
         if seen.offset != position:
             yield Violation("gap", f"{who} got {seen.offset} where {position} comes next")
             return
         position = log.next_record(seen.offset + 1, read.key)
+    position = log.next_record(
+        max(_starts_beyond(read, position, math.inf), default=position), read.key
+    )
     if position < read.covered and not log.is_lost(position):
         yield Violation("gap", f"{who} was told that it stands at {read.covered}: {position} not")
     for first, end in read.lost:
         wrong = [offset for offset in range(first, end) if not log.is_lost(offset)]
         if wrong:
             yield Violation("gap", f"{who} was told that [{first}, {end}) is lost: {wrong[0]} not")
+
+
+def _starts_beyond(read: Read, position: int, upto: float) -> list[int]:
+    """Where the log starts, as a reader was told that stood at `position` or below."""
+    return [it.start for it in read.purged if it.at <= position < it.start <= upto]
+
+
+def _check_purged(history: History, log: LogView) -> Iterator[Violation]:
+    """What readers were told of the log's start."""
+    for read in history.reads:
+        for told in read.purged:
+            since = [tick for tick, start in history.starts if start == told.start]
+            if told.at >= told.start or not since or since[0] > told.tick:
+                message = f"{read.reader} at {told.at} was told that the log starts at {told.start}"
+                yield Violation("purged", f"{message}; it starts at {log.final.start} in the end")
 
 
 def _check_real_time(history: History, log: LogView) -> Iterator[Violation]:
@@ -252,7 +274,8 @@ def _bounds(history: History, log: LogView) -> tuple[list[Bound], list[Bound]]:
 
 _CHECKS: Constant = (
     *(_check_log, _check_appends, _check_order, _check_reads),
-    *(check_conditions, check_producers, check_state, check_cursors, _check_real_time),
+    *(check_conditions, check_producers, check_state, check_cursors),
+    *(_check_purged, _check_real_time),
 )
 
 

@@ -7,7 +7,8 @@
 | `chain` | segments adjoin, from 0 on; their indexes grow; only the last is open |
 | `disagree` | below a segment's end, all sound copies of an offset are the same bytes |
 | `content` | they hold what a reader gets there |
-| `copies` | offsets below the tail are on a write quorum, sound; after losses on `copies_min` |
+| `copies` | offsets below the tail are on a write quorum, sound; after losses on `copies_min`; |
+|   | what is trimmed need not be on any |
 
 What lies at or above a segment's end is nobody's business: a repair that lost its race may have
 left it there.
@@ -54,6 +55,7 @@ class SegmentCopies:
     spread: Sequence[tuple[str, int]] = ()
     # Disks of its nodeset, present or former, were lost or damaged: fewer copies are excused.
     harmed: bool = False
+    trimmed: int = 0  # what lies below is in the archive, or purged
     # Every disk that the chain ever named for it; for `check_durable`.
     disks: Collection[str] = ()
 
@@ -122,7 +124,7 @@ def _check_segment(
                 copy.placed = placed
                 copy.members.append(member)
     short = [offset for offset, copy in copies.items() if not _enough(segment, copy, copies_min)]
-    short = [offset for offset in short if not _is_lost(final, offset)]
+    short = [it for it in short if it >= segment.trimmed and not _is_lost(final, it)]
     if short:
         holders = [segment.replicas[member].node_id for member in copies[short[0]].members]
         where = f"segment {segment.index} [{segment.base}, {segment.end})"

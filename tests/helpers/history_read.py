@@ -6,28 +6,35 @@ from contextlib import aclosing
 
 from helpers.history import Control, FinalRecord, Place
 
-from sharedlog.batch import KIND_CONTROL, Record, decode_checked
+from sharedlog.batch import KIND_CONTROL, Placement, Record, decode_checked
 from sharedlog.control import ControlRecord
 from sharedlog.ids import Offset
 from sharedlog.log import Log
 
 
-async def read_records(log: Log, tail: int) -> list[FinalRecord]:
-    """All of [0, tail).
+async def read_records(log: Log, tail: int, start: int = 0) -> list[FinalRecord]:
+    """All of [start, tail).
 
     Raises:
         SharedLogError: it can't be read.
     """
     found: list[FinalRecord] = []
     end = Offset(tail)
-    async with aclosing(log._reads._reader().read(Offset(0), end, committed=end)) as chunks:
+    first = Offset(start)
+    async with aclosing(log._reads._reader().read(first, end, committed=end)) as chunks:
         async for chunk in chunks:
             for placed, placement in zip(chunk.batches, chunk.placements, strict=True):
-                is_control = placement.kind == KIND_CONTROL
-                for record in decode_checked(placed, placement):
-                    control = control_of(record) if is_control else None
-                    offset, value, timestamp_ms = record.offset, record.value, record.timestamp_ms
-                    found.append(FinalRecord(offset, value, timestamp_ms, control, record.key))
+                found += final_records(placed, placement)
+    return [it for it in found if it.offset >= start]
+
+
+def final_records(placed: bytes, placement: Placement) -> list[FinalRecord]:
+    """A batch's records, or control record. Raises `CorruptBatch`."""
+    found = []
+    for record in decode_checked(placed, placement):
+        control = control_of(record) if placement.kind == KIND_CONTROL else None
+        offset, value, timestamp_ms = record.offset, record.value, record.timestamp_ms
+        found.append(FinalRecord(offset, value, timestamp_ms, control, record.key))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from helpers.history import CursorEnd, Final, FinalRecord, History, Owner, Read
@@ -77,6 +78,39 @@ def test_a_follower_that_is_told_where_it_stands_has_all_before(
     read.covered = covered
     assert read.position == covered
     assert _kinds(history, final) == kinds
+
+
+@pytest.mark.parametrize(
+    ("start", "at", "told", "seen", "kinds"),
+    [
+        (3, 0, 3, (3, 4, 5), set()),  # it goes on where it was told that the log starts
+        (3, 2, 3, (3, 4, 5), {"gap"}),  # it stood at 0
+        (3, 0, 3, (4, 5), {"gap"}),  # and leaves out what is there
+        (3, 0, 4, (4, 5), {"purged"}),  # the log starts elsewhere
+        (0, 0, 3, (3, 4, 5), {"purged"}),  # nothing was purged
+        (3, 3, 3, (3, 4, 5), {"gap", "purged"}),  # it does not stand below
+    ],
+)
+def test_who_is_told_where_the_log_starts(
+    start: int, at: int, told: int, seen: tuple[int, ...], kinds: set[str]
+) -> None:
+    """By then it starts there; what lies below is left out, and nothing else."""
+    history, final = _keyed()
+    if start:
+        history.starts_at(start)
+    read = history.read("r", 0, end=6)
+    history.purged(read, at, told)
+    _see(history, read, *seen)
+    history.read_ended(read)
+    assert _kinds(history, replace(final, start=start)) == kinds
+
+
+def test_nobody_is_told_of_a_purge_before_it_is_made() -> None:
+    history, final = _keyed()
+    read = history.read("r", 0, end=6)
+    history.purged(read, 0, 3)
+    history.starts_at(3)
+    assert _kinds(history, replace(final, start=3)) == {"purged"}
 
 
 def test_another_key_than_it_was_appended_with() -> None:

@@ -21,7 +21,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 def _run(seed: int, mix: str) -> Result:
     chosen = PROFILES[mix]
-    return run(seed, Plan(profile=chosen.profile, shape=chosen.shape, duration_s=DURATION_S))
+    return run(
+        seed,
+        Plan(
+            profile=chosen.profile,
+            shape=chosen.shape,
+            archive=chosen.archive,
+            duration_s=DURATION_S,
+        ),
+    )
 
 
 @pytest.mark.parametrize("name", MUTANTS)

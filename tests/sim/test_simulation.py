@@ -39,7 +39,7 @@ def test_the_promises_hold_whatever_goes_wrong(seed: int) -> None:
 def test_a_calm_run_does_everything_and_fails_nothing() -> None:
     """Without faults every append is acknowledged, and no read or tail fails: the checks judge
     something, and what errors there are elsewhere come of the faults."""
-    result = run(1, Plan(profile=Profile(weights={"jump_clock": 1.0})))
+    result = run(3, Plan(profile=Profile(weights={"jump_clock": 1.0}), archive=False))
     assert not result.violations, report(result.violations)
     history, counts = result.history, result.history.counts()
     asked_for = [it for it in history.appends if it.error]
@@ -64,7 +64,7 @@ def test_a_calm_run_does_everything_and_fails_nothing() -> None:
 @pytest.mark.slow
 def test_a_calm_run_reads_two_logs_as_one() -> None:
     """Some seeds have a second log, and merge the two."""
-    calm = Plan(profile=Profile(weights={"jump_clock": 1.0}), duration_s=40.0)
+    calm = Plan(profile=Profile(weights={"jump_clock": 1.0}), archive=False, duration_s=40.0)
     result = next(it for seed in range(1, 20) if (it := run(seed, calm)).second is not None)
     assert not result.violations, report(result.violations)
     for history in result.histories:
@@ -115,7 +115,7 @@ def test_every_fault_is_met() -> None:
         result = run(seed, Plan(profile=profile))
         assert not result.violations, f"{result.line()}\n{report(result.violations)}"
         met |= set(result.faults)
-    assert met == set(USUAL)
+    assert met - {"offload", "trim", "purge", "sweep"} == set(USUAL), "besides what operators do"
 
 
 @pytest.mark.slow

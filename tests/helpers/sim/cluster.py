@@ -15,10 +15,11 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from helpers.sim.log_store import OnStored, SimDisk
+from helpers.sim.log_store import OnStored, OnTrimmed, SimDisk
 from helpers.sim.loop import Host
 from helpers.sim.metadata_store import SimMetadata, SimMetadataStore
 from helpers.sim.network import NetworkConfig, SimNetwork
+from helpers.sim.object_store import SimObjects, SimObjectStore
 from helpers.sim.transport import SimServer
 from helpers.sim.world import SimClock, World
 from prometheus_client import CollectorRegistry
@@ -30,7 +31,7 @@ from node.config import NodeConfig
 from node.process import BothServers
 from node.services import Ground, Services, build_services
 from sharedlog.errors import MetadataUnavailable, StoreFailed
-from sharedlog.ids import NodeId, StorageId
+from sharedlog.ids import LogletId, NodeId, Offset, StorageId
 from sharedlog.rpc.loopback import Loopback, RoutingTransport
 from sharedlog.tasks import first_error
 
@@ -47,6 +48,8 @@ class ClusterConfig:
     commit_max_s: float = 0.002
     """Longest sync of a disk that is well."""
     node: dict[str, Any] = field(default_factory=dict)  # settings of `NodeConfig`
+    archive: bool = False
+    """There is an object store, and nodes archive there."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
 
     @property
@@ -80,6 +83,7 @@ class SimNode:
         self._ready = asyncio.Event()
         self._stop_asked = asyncio.Event()
         self._store: SimMetadataStore | None = None
+        self._archive: SimObjectStore | None = None
         self._ending = False
 
     @property
@@ -117,6 +121,8 @@ class SimNode:
         self.disk.crash()
         if self._store is not None:
             self._store.dead = True
+        if self._archive is not None:
+            self._archive.dead = True
         self._life.cancel()
         if self.host.paused:
             self.host.resume()
@@ -150,6 +156,10 @@ class SimNode:
         self._cluster.network.resume(str(self.node_id))
         self.host.resume()
 
+    @property
+    def _is_killed(self) -> bool:
+        return self._store is not None and self._store.dead
+
     async def _live(self) -> None:
         """One life, with a supervisor that starts it again if the metadata store is away."""
         while True:
@@ -157,6 +167,8 @@ class SimNode:
                 await self._serve()
             except BaseExceptionGroup as group:
                 error = first_error(group)
+                if isinstance(error, StoreFailed) and self._is_killed:
+                    return  # it was about to write; nobody hears of that
                 if isinstance(error, MetadataUnavailable) and self.services is None:
                     await asyncio.sleep(_START_AGAIN_S)
                     continue
@@ -172,6 +184,15 @@ class SimNode:
             self.services = None
             return
 
+    def _config(self) -> NodeConfig:
+        return NodeConfig(
+            node_id=str(self.node_id),
+            listen=self.address,
+            location=self.location,
+            metadata="embedded://metadata:1",
+            **self._cluster.config.node,
+        )
+
     async def _serve(self) -> None:
         cluster = self._cluster
         name = f"{self.node_id}/{self.lives}"
@@ -182,14 +203,10 @@ class SimNode:
         transport = RoutingTransport({self.address: loopback}, out)
         store = self.disk.open()
         metadata = self._store = cluster.metadata.store(str(self.node_id))
+        objects = cluster.objects
+        archive = self._archive = None if objects is None else objects.store(str(self.node_id))
         try:
-            config = NodeConfig(
-                node_id=str(self.node_id),
-                listen=self.address,
-                location=self.location,
-                metadata="embedded://metadata:1",
-                **cluster.config.node,
-            )
+            config = self._config()
             now_ms = self.clock.now_ms()
             joined = await join_cluster(metadata, known_cluster_id="", new_id=new_id, now_ms=now_ms)
             own = await register_node(
@@ -215,6 +232,7 @@ class SimNode:
                         store=metadata,
                         view=view,
                         log_store=store,
+                        archive=archive,
                         transport=transport,
                         clock=self.clock,
                         random=cluster.world.random(name),
@@ -238,6 +256,8 @@ class SimNode:
             await transport.close()
             await server.stop()
             await store.close()
+            if archive is not None:
+                await archive.close()
 
 
 class SimCluster:
@@ -255,20 +275,31 @@ class SimCluster:
         self.config = config or ClusterConfig()
         self.network = SimNetwork(world, self.config.network)
         self.metadata = SimMetadata(world, self.network)
+        self.objects = SimObjects(world, self.network) if self.config.archive else None
         self.nodes: dict[str, SimNode] = {}
         self.servers: list[SimServer] = []  # of all lives
         self.disks: dict[StorageId, SimDisk] = {}  # that ever were
         self._tasks = tasks
         self._on_stored = on_stored
+        self.on_trimmed: OnTrimmed = lambda *_: None
 
     def new_disk(self, node_id: str) -> SimDisk:
         """An empty disk."""
         number = sum(disk.name.split(".")[0] == node_id for disk in self.disks.values())
         name = f"{node_id}.{number}" if number else node_id
         commit_max_s = self.config.commit_max_s
-        disk = SimDisk(self.world, name, commit_max_s=commit_max_s, on_stored=self._on_stored)
+        disk = SimDisk(
+            self.world,
+            name,
+            commit_max_s=commit_max_s,
+            on_stored=self._on_stored,
+            on_trimmed=self._trimmed,
+        )
         self.disks[disk.storage_id] = disk
         return disk
+
+    def _trimmed(self, disk: SimDisk, loglet: LogletId, local_start: Offset) -> None:
+        self.on_trimmed(disk, loglet, local_start)
 
     def spawn(self, run: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run a node's life; its failure fails the simulation."""

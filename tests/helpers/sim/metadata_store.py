@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from helpers.sim.network import SimNetwork
@@ -52,6 +52,7 @@ class SimMetadata:
         self.random = world.random("metadata")
         self.entries: dict[str, Entry] = {}
         self.history: list[Changed | Deleted] = []  # of the whole run: watchers go on from a place
+        self.on_change: Callable[[Changed | Deleted], None] = lambda _change: None
         self._changed = asyncio.Event()
 
     def store(self, host: str = "") -> SimMetadataStore:
@@ -91,6 +92,7 @@ class SimMetadata:
 
     def record(self, change: Changed | Deleted) -> None:
         self.history.append(change)
+        self.on_change(change)
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -20,8 +20,10 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
 
+from helpers.sim.archive_watch import ArchiveWatch
 from helpers.sim.cluster import SimCluster, SimNode
 from helpers.sim.metadata_store import METADATA_HOST
+from helpers.sim.object_store import ARCHIVE_HOST
 from helpers.sim.transport import SimTransport
 from helpers.sim.workload import SimClient
 from helpers.sim.world import World
@@ -98,6 +100,7 @@ class Nemesis:
     profile: Profile
     clients: Sequence[SimClient]  # those that work
     budget: Budget
+    watch: ArchiveWatch | None = None
     draw: Random = field(init=False)
     _running: int = 0
     counts: dict[str, int] = field(default_factory=dict)  # faults that came to their end
@@ -131,6 +134,8 @@ class Nemesis:
         cluster.metadata.up = True
         cluster.metadata.unknown_probability = 0
         cluster.metadata.lag_s.clear()
+        if cluster.objects is not None:
+            cluster.objects.heal()
         hosts = self._hosts()
         for index, one in enumerate(hosts):
             for other in hosts[index + 1 :]:
@@ -176,7 +181,8 @@ class Nemesis:
         return first
 
     def _hosts(self) -> list[str]:
-        return [*self.cluster.nodes, *(client.name for client in self.clients), METADATA_HOST]
+        stores = [METADATA_HOST] if self.cluster.objects is None else [METADATA_HOST, ARCHIVE_HOST]
+        return [*self.cluster.nodes, *(client.name for client in self.clients), *stores]
 
 
 Fault = Callable[[Nemesis], Awaitable[bool]]
@@ -525,14 +531,23 @@ USUAL: Final = {
     "damaged_copy": 0.4,
     "hiccup": 0.5,
 }
-"""All faults."""
+"""All faults but the archive's."""
+
+OF_THE_ARCHIVE: Final = {
+    "archive_outage": 0.7,
+    "archive_trouble": 2.0,
+    "archive_damage": 1.0,
+    "archive_lag": 0.5,
+    "archive_cut": 1.0,
+}
 
 
-def swarm(world: World) -> Profile:
+def swarm(world: World, *, archive: bool = False) -> Profile:
     """The seed's own mix: some of the faults, each more or less likely than usual."""
     draw = world.random("profile")
-    names = [name for name in sorted(USUAL) if draw.random() < 0.6] or ["crash", "reconfigure"]
-    weights = {name: USUAL[name] * draw.choice((0.5, 1.0, 3.0)) for name in names}
+    known = USUAL | OF_THE_ARCHIVE if archive else USUAL
+    names = [name for name in sorted(known) if draw.random() < 0.6] or ["crash", "reconfigure"]
+    weights = {name: known[name] * draw.choice((0.5, 1.0, 3.0)) for name in names}
     return Profile(
         weights=weights,
         mean_pause_s=draw.choice((0.7, 1.5, 3.0)),

@@ -19,6 +19,7 @@ class Mix:
 
     profile: Profile
     shape: Shape | None = None
+    archive: bool = False
 
 
 _SLOW: Final = Shape(tempo=TEMPOS[2])
@@ -137,6 +138,41 @@ PROFILES: Final[dict[str, Mix]] = {
             wait_max_s=3.0,
         ),
         _SLOW,
+    ),
+    # History moves to an archive that is well, and is purged.
+    "archive calm": Mix(
+        Profile(weights={"jump_clock": 1.0}, repeat_probability=0.0), Shape(), archive=True
+    ),
+    # What it is told to do it does now, later, twice or not at all, and says nothing of it.
+    "archive troubles": Mix(
+        Profile(
+            weights={"archive_trouble": 4.0, "archive_cut": 2.0, "crash": 1.0, "isolate": 0.5},
+            mean_pause_s=1.0,
+            wait_max_s=20.0,
+        ),
+        Shape(),
+        archive=True,
+    ),
+    "archive damage": Mix(
+        Profile(
+            weights={"archive_damage": 4.0, "archive_cut": 0.5},
+            mean_pause_s=0.7,
+            wait_max_s=6.0,
+        ),
+        Shape(),
+        archive=True,
+    ),
+    # Much is purged, and the log is taken over again and again.
+    "archive takeovers": Mix(
+        Profile(weights={"crash": 3.0, "reconfigure": 2.0}, mean_pause_s=1.0, wait_max_s=3.0),
+        Shape(),
+        archive=True,
+    ),
+    # Somebody restores an old copy of the bucket, and notices.
+    "archive put back": Mix(
+        Profile(weights={"archive_put_back": 1.0}, mean_pause_s=2.0, wait_max_s=4.0),
+        Shape(),
+        archive=True,
     ),
     "clocks": Mix(
         Profile(

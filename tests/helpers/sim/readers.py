@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Final
 
 from helpers.history import Owner, Read
@@ -17,7 +17,7 @@ from helpers.history_log import Violation
 from helpers.sim.workload import SimClient, Workload
 
 from sharedlog.cursor import Cursor
-from sharedlog.errors import CursorLost, DataLoss, SharedLogError
+from sharedlog.errors import CursorLost, DataLoss, Purged, SharedLogError
 from sharedlog.ids import Offset
 
 CURSOR: Final = "billing"
@@ -85,6 +85,8 @@ class CursorOwner:
             work.read_failed(read, error)
             if isinstance(error, DataLoss):
                 cursor.on_handed_out(Offset(error.end))
+            elif isinstance(error, Purged):
+                cursor.on_handed_out(Offset(error.start))
 
     async def _move(self, cursor: Cursor, owner: Owner, *, at_once: bool) -> None:
         """Mostly forward, to where all is handled; sometimes back; sometimes not at all."""
@@ -177,3 +179,13 @@ class MergedReader:
             for name, read in reads.items():
                 read.error = f"{type(error).__name__}: {error}"
                 self._works[name].trace(f"merge failed at {read.position} of {name}: {read.error}")
+            if isinstance(error, Purged):
+                await self._pass_over(reads)
+
+    async def _pass_over(self, reads: Mapping[str, Read]) -> None:
+        """Go on where the logs start; of which log it was told the error does not say."""
+        for name, read in reads.items():
+            with suppress(SharedLogError):
+                start = (await self._client.cluster.log(name).describe()).start
+                if read.position < start:
+                    self._works[name].history.purged(read, read.position, start)

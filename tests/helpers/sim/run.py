@@ -52,6 +52,8 @@ def command_of(seed: int, arguments: argparse.Namespace) -> str:
     words += ["--seeds", "1"]
     if arguments.profile:
         words += ["--profile", arguments.profile]
+    if arguments.archive:
+        words += ["--archive", arguments.archive]
     if arguments.duration != DURATION_S:
         words += ["--duration", f"{arguments.duration:g}"]
     return " ".join(words)
@@ -65,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         profile=profile.profile if profile else None,
         shape=profile.shape if profile else None,
         duration_s=arguments.duration,
+        archive=_archive(arguments),
     )
     _set_up_logging(arguments.log)
     seeds = range(arguments.first, arguments.first + arguments.seeds)
@@ -101,11 +104,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--from", dest="first", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--profile", default="", choices=["", *sorted(PROFILES)])
+    parser.add_argument("--archive", default="", choices=["yes", "no"], help="else as drawn")
     parser.add_argument("--duration", type=float, default=DURATION_S, help="simulated seconds")
     parser.add_argument("--keep-going", action="store_true")
     parser.add_argument("--trace", type=Path)
     parser.add_argument("--log", type=Path)
     return parser.parse_args(argv)
+
+
+def _archive(arguments: argparse.Namespace) -> bool | None:
+    """What is not said the mix says, and without a mix the seed draws it."""
+    if arguments.archive:
+        return bool(arguments.archive == "yes")
+    return PROFILES[arguments.profile].archive if arguments.profile else None
 
 
 def _all(seeds: Sequence[int], plan: Plan, arguments: argparse.Namespace) -> Iterator[Told]:

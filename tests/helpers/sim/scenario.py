@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from unittest.mock import patch
@@ -28,9 +28,11 @@ from helpers.history_disks import (
     check_durable,
 )
 from helpers.history_log import Violation
-from helpers.history_read import read_records
-from helpers.sim import ambushes  # noqa: F401  its faults make themselves known
+from helpers.history_read import final_records, read_records
+from helpers.sim import ambushes, archive_faults  # noqa: F401  their faults make themselves known
 from helpers.sim.appends import PipelinedClient, SingleClient
+from helpers.sim.archive_actors import ArchiveOperator
+from helpers.sim.archive_watch import ArchiveWatch
 from helpers.sim.cluster import ClusterConfig, SimCluster, open_cluster
 from helpers.sim.log_store import SimDisk
 from helpers.sim.loop import Deadlock, Livelock, VirtualTimeExceeded, run_virtual
@@ -40,10 +42,15 @@ from helpers.sim.readers import CursorOwner, MergedReader
 from helpers.sim.workload import KEYS, SimClient, Workload, open_client, patiently
 from helpers.sim.world import Trace, World
 
+from loglet.archive import manifest, object_format
 from metadata.encoding import decode_log, log_key
+from metadata.records import LogRecord
 from metadata.store import Changed
+from node.archive import part
+from node.archive.config import OffloadConfig
 from sequencer import state
-from sharedlog.errors import SharedLogError
+from sharedlog.batch import parse_placement
+from sharedlog.errors import CorruptBatch, Purged, SharedLogError
 from sharedlog.ids import LogletId, Offset
 from sharedlog.log import Log
 
@@ -56,6 +63,9 @@ REST_S: Final = 150.0
 
 CHECKPOINT_BATCHES: Final = 16
 """Batches that a takeover reads to know the log's state; the fewer, the more checkpoints."""
+
+ARCHIVE_SHARE: Final = 0.4
+"""Of the seeds that have an archive; of these half have records purged."""
 
 MOMENTS: Final = 10
 """That are looked for at the end."""
@@ -139,6 +149,7 @@ class Plan:
     profile: Profile | None = None
     shape: Shape | None = None
     duration_s: float = DURATION_S
+    archive: bool | None = None
 
 
 def run(seed: int, plan: Plan | None = None, *, keep_lines: bool = False) -> Result:
@@ -148,7 +159,9 @@ def run(seed: int, plan: Plan | None = None, *, keep_lines: bool = False) -> Res
     scenario = _Scenario(world, plan or Plan(), result)
     limit_s = 2 * (plan or Plan()).duration_s + 10 * REST_S
     try:
-        with patch.object(state, "BATCHES_MAX", CHECKPOINT_BATCHES):
+        with ExitStack() as smaller:
+            for where, name, value in SMALLER:
+                smaller.enter_context(patch.object(where, name, value))
             run_virtual(scenario.run, limit_s=limit_s)
     except (Deadlock, Livelock, VirtualTimeExceeded) as error:
         result.violations.append(Violation("stuck", str(error)))
@@ -182,21 +195,30 @@ class _Watched:
     log_id: int
     journal: Journal = field(default_factory=Journal)
     end: int = 0  # behind the last append, which is to be read by all followers
+    start: int = 0  # what lies below is purged
 
 
 class _Scenario:
     def __init__(self, world: World, plan: Plan, result: Result) -> None:
         self.world = world
         self.shape = plan.shape or Shape.drawn(world)
-        self.profile = plan.profile or swarm(world)
+        draw = world.random("archive of the run")
+        drawn = draw.random() < ARCHIVE_SHARE
+        self.archive = drawn if plan.archive is None else plan.archive
+        self.purges = draw.random() < 0.5
+        self.profile = plan.profile or swarm(world, archive=self.archive)
         self.duration_s = plan.duration_s
         self.result = result
         self.logs: list[_Watched] = []
+        self.watch: ArchiveWatch | None = None
 
     async def run(self) -> None:
         async with open_cluster(
             self.world, config=self._cluster_config(), on_stored=self._on_stored
         ) as cluster:
+            if self.archive:
+                self.watch = ArchiveWatch(cluster, self.result.violations, self._on_record)
+                self.watch.begin()
             operator = open_client(self.world, cluster, "operator", LOG)
             async with operator as admin:
                 await self._create(admin, LOG, self.result.history)
@@ -211,7 +233,8 @@ class _Scenario:
         return ClusterConfig(
             nodes=self.shape.nodes,
             locations=tuple(f"z{n}" for n in range(self.shape.zones)),
-            node=node_settings(),
+            node=node_settings(self.world),
+            archive=self.archive,
             commit_max_s=commit_max_s,
             network=NetworkConfig(
                 delay_max_s=delay_max_s,
@@ -225,6 +248,12 @@ class _Scenario:
         (log,) = (it for it in self.logs if it.log_id == loglet.log_id)
         tick = log.history.tick()
         log.journal.note(disk.storage_id, loglet.segment_index, first, end, tick)
+
+    def _on_record(self, record: LogRecord) -> None:
+        for log in self.logs:
+            if log.name == record.name and record.start > log.start:
+                log.start = record.start
+                log.history.starts_at(record.start)
 
     async def _create(self, admin: SimClient, name: str, history: History) -> None:
         shape = self.shape
@@ -256,15 +285,23 @@ class _Scenario:
                 profile=self.profile,
                 clients=clients,
                 budget=budget,
+                watch=self.watch,
             )
             working = self._start(works, clients)
-            breaking = tasks.create_task(nemesis.run(), name="nemesis")
+            keeper = self._operator(cluster, admin, tasks)
+            breaking = [tasks.create_task(nemesis.run(), name="nemesis")]
+            if keeper is not None:
+                breaking.append(tasks.create_task(keeper.run(), name="archive operator"))
             await asyncio.sleep(self.duration_s)
-            breaking.cancel()
-            await asyncio.wait([breaking])
+            for task in breaking:
+                task.cancel()
+            await asyncio.wait(breaking)
             self.result.faults = nemesis.counts
             self.world.trace.add("heal")
             await nemesis.heal()
+            if keeper is not None:
+                self.result.faults |= keeper.counts
+                await patiently(keeper.come_to_rest, within_s=REST_S)
             for work in works:
                 work.stopping = True
             await self._come_to_rest(cluster, budget, works, working)
@@ -273,6 +310,21 @@ class _Scenario:
                 self.result.violations += work.violations
                 for following in work.following:
                     following.cancel()
+
+    def _operator(
+        self, cluster: SimCluster, admin: SimClient, tasks: asyncio.TaskGroup
+    ) -> ArchiveOperator | None:
+        if not self.archive:
+            return None
+        return ArchiveOperator(
+            cluster,
+            admin,
+            [log.name for log in self.logs],
+            purges=self.purges,
+            pause_s=self.world.random("archive operator's pace").choice((2.0, 6.0)),
+            tasks=tasks,
+            violations=self.result.violations,
+        )
 
     def _start(
         self, works: Sequence[Workload], clients: list[SimClient]
@@ -372,18 +424,19 @@ class _Scenario:
             segments = segments_of(cluster, budget, log.name)
             closed = FinalLog(segments[-1].base, [])
             found += [it for it in check_disks(segments, closed) if it.kind == "copies"]
+            record = budget.record(log.name)
+            if self.archive and record.archived_end < log.end:
+                message = f"{log.name} is archived up to {record.archived_end} of {log.end}"
+                found.append(Violation("archived", message))
         return found
 
     async def _judge(self, cluster: SimCluster, budget: Budget, log: _Watched) -> None:
         async with open_client(self.world, cluster, f"judge of {log.name}", log.name) as judge:
             try:
-                tail = await patiently(judge.log.tail, within_s=30)
-                records = await read_records(judge.log, tail)
-                await self._look_for_moments(judge.log, records)
-                log.history.cursors += [
-                    CursorEnd(it.name, it.epoch, it.position)
-                    for it in await judge.log.cursors.list()
-                ]
+                tail, start, records = await self._look(judge.log, log)
+                # Who trims may have the log's state written once more.
+                while tail != await judge.log.tail():
+                    tail, start, records = await self._look(judge.log, log)
             except SharedLogError as error:
                 self._violation("unreadable", f"{log.name}: {type(error).__name__}: {error}")
                 return
@@ -392,17 +445,43 @@ class _Scenario:
             for segment in budget.record(log.name).chain
             for lost in segment.lost
         ]
-        final = FinalLog(tail, records, lost)
+        gone = list(_purged(cluster, budget, log.name, start))
+        final = FinalLog(tail, gone + records, lost, start)
         segments = segments_of(cluster, budget, log.name, with_disks=True)
         found = check_history(log.history, final)
         found += check_disks(segments, final)
         if not found:
             found += check_durable(log.history, segments, log.journal)
         self.result.violations += found
+        if self.watch is not None:
+            self.watch.judge(budget.record(log.name).log_id, final, log.end)
         if log.name == LOG:
             self.result.tail = tail
             self.result.segments = len(segments)
         self.world.trace.add(f"judged {log.name}: tail {tail}, {len(found)} violations")
+
+    async def _look(self, log: Log, watched: _Watched) -> tuple[int, int, list[FinalRecord]]:
+        """The tail, where the log starts, and all between; what is judged besides is noted."""
+        tail = await patiently(log.tail, within_s=30)
+        records = await self._read_all(log, watched, tail)
+        start = watched.start
+        await self._look_for_moments(log, records)
+        watched.history.cursors = [
+            CursorEnd(it.name, it.epoch, it.position) for it in await log.cursors.list()
+        ]
+        return tail, start, records
+
+    async def _read_all(self, log: Log, watched: _Watched, tail: int) -> list[FinalRecord]:
+        """All that is not purged; below, readers are told where the log starts, and no other."""
+        if watched.start:
+            try:
+                await read_records(log, tail)
+            except Purged as error:
+                if (error.offset, error.start) != (0, watched.start):
+                    raise
+            else:
+                self._violation("purged", f"{watched.name} is read below {watched.start}")
+        return await read_records(log, tail, watched.start)
 
     async def _look_for_moments(self, log: Log, records: Sequence[FinalRecord]) -> None:
         """Whatever holes and damage the faults have left, a moment lies where the records say."""
@@ -422,9 +501,27 @@ class _Scenario:
         self.result.violations.append(Violation(kind, message))
 
 
-def node_settings() -> dict[str, Any]:
+SMALLER: Final = (
+    (state, "BATCHES_MAX", CHECKPOINT_BATCHES),
+    (object_format, "BLOCK_BYTES", 700),
+    (manifest, "ENTRIES_MAX", 12),
+    (manifest, "PAGE_ENTRIES", 5),
+    (part, "PROBE_RETRY_S", 3.0),
+)
+"""What is large or long in production, lest a run be so too."""
+
+
+def node_settings(world: World) -> dict[str, Any]:
     """Settings of the nodes: what takes minutes in production takes seconds here."""
-    return {}
+    draw = world.random("offload")
+    return {
+        "offload": OffloadConfig(
+            object_bytes=draw.choice((1_000, 4_000)),
+            offload_after_s=draw.choice((0.5, 2.0)),
+            retention_every_s=2.0,
+            block_cache_bytes=draw.choice((0, 2_000, 1 << 20)),
+        )
+    }
 
 
 def segments_of(
@@ -440,7 +537,7 @@ def segments_of(
         replicas = []
         for member in segment.nodeset:
             disk = cluster.present_disk(str(member.node_id), member.storage_id)
-            batches = [] if disk is None else disk.read(loglet, segment.base, Offset(1 << 62))
+            batches = [] if disk is None else disk.ever(loglet)
             replicas.append(
                 ReplicaCopies(
                     str(member.node_id),
@@ -459,9 +556,27 @@ def segments_of(
                 segment.spread,
                 harmed=(log, segment.index) in budget.harmed,
                 disks=named[segment.index],
+                trimmed=record.trimmed,
             )
         )
     return found
+
+
+def _purged(cluster: SimCluster, budget: Budget, log: str, start: int) -> Iterator[FinalRecord]:
+    """What lay below `start`, by whatever disk had it once."""
+    record, named = budget.record(log), _disks_named(cluster, log)
+    found: dict[int, FinalRecord] = {}
+    for segment in record.chain:
+        end = start if segment.end is None else min(segment.end, start)
+        for disk in cluster.disks.values():
+            if segment.base >= end or disk.storage_id not in named[segment.index]:
+                continue
+            for batch in disk.ever(record.loglet(segment)):
+                with suppress(CorruptBatch):
+                    for it in final_records(batch.placed, parse_placement(batch.placed)):
+                        if segment.base <= it.offset < end:
+                            found.setdefault(it.offset, it)
+    yield from (found[offset] for offset in sorted(found))
 
 
 def _disks_named(cluster: SimCluster, log: str) -> dict[int, set[str]]:

@@ -25,6 +25,7 @@ from sharedlog.errors import (
     DataLoss,
     FencingTokenMismatch,
     OffsetMismatch,
+    Purged,
     SharedLogError,
 )
 from sharedlog.log import Log
@@ -136,11 +137,7 @@ class Workload:
             end = None if draw.random() < 0.8 or start == seen else draw.randint(start + 1, seen)
             key = draw.choice(KEYS) if draw.random() < 0.5 else None
             read = history.read(client.name, start, end=end, key=key)
-            try:
-                await self._read(client.log, read)
-                history.read_ended(read)
-            except SharedLogError as error:
-                self.read_failed(read, error)
+            await self._read_to_end(client.log, read)
             seen = max(seen, read.position)
 
     async def follow(self, client: SimClient, *, key: bytes | None = None) -> None:
@@ -153,6 +150,21 @@ class Workload:
             except SharedLogError as error:
                 self.read_failed(read, error)
             await asyncio.sleep(client.draw.uniform(0.2, 1.0))
+
+    async def _read_to_end(self, log: Log, read: Read) -> None:
+        """Beyond what is purged, if it is told so; with any other failure the read is over."""
+        try:
+            try:
+                await self._read(log, read)
+            except Purged as error:
+                self.read_failed(read, error)
+                if read.end is not None and read.position >= read.end:
+                    return
+                await self._read(log, read, position=read.position)
+                read.stale = True  # the tail that it got to is a later one than it began with
+            self.history.read_ended(read)
+        except SharedLogError as error:
+            self.read_failed(read, error)
 
     async def _read(self, log: Log, read: Read, *, position: int | None = None) -> None:
         def stale(_: str) -> None:
@@ -180,6 +192,8 @@ class Workload:
         self.trace(f"read of {read.reader} failed at {read.position}: {read.error}")
         if isinstance(error, DataLoss):
             read.lost.append((error.first, error.end))
+        elif isinstance(error, Purged):
+            self.history.purged(read, error.offset, error.start)
 
     # Tails.
 

@@ -5,7 +5,13 @@ more of which the field notes tell. Every hook is here; nothing in the product k
 names the mix of faults (`profiles.py`) in which it shows soonest, and within how many seeds.
 """
 
-from helpers.sim.mutants import log, log_server, readers, state  # noqa: F401  they make themselves known
+from helpers.sim.mutants import (  # noqa: F401  they make themselves known
+    archive,
+    log,
+    log_server,
+    readers,
+    state,
+)
 from helpers.sim.mutants.registry import MUTANTS, Mutant
 
 __all__ = ["MUTANTS", "Mutant"]
