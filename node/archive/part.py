@@ -35,6 +35,7 @@ from node.problems import WAITS
 from node.replica_door import ReplicaDoor
 from node.tails import Tails
 from sequencer.service import Sequencer
+from sharedlog.backoff import Backoff
 from sharedlog.clock import Clock
 from sharedlog.errors import SharedLogError
 from sharedlog.ids import SequencerId
@@ -42,7 +43,8 @@ from sharedlog.rpc.transport import Server, Transport
 
 log = logging.getLogger("node")
 
-PROBE_RETRY_S: Final = 30.0
+PROBE_RETRY_MIN_S: Final = 1.0
+PROBE_RETRY_MAX_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +177,7 @@ def _archivist(
         if ground.objects is None or proof is None:
             return
         url = ground.objects.url
+        pauses = Backoff(ground.random, min_s=PROBE_RETRY_MIN_S, max_s=PROBE_RETRY_MAX_S)
         with ground.board.if_told("archive", url) as told:
             while True:
                 try:
@@ -183,7 +186,7 @@ def _archivist(
                     fields = {"archive": url, "error": str(error)}
                     log.warning("archive.not_usable", extra=fields)
                     told(f"{WAITS}{error}")
-                    await ground.clock.sleep(PROBE_RETRY_S)
+                    await ground.clock.sleep(pauses.next_s())
                 else:
                     log.info("archive.ready", extra={"archive": url})
                     return

@@ -506,7 +506,7 @@ SMALLER: Final = (
     (object_format, "BLOCK_BYTES", 700),
     (manifest, "ENTRIES_MAX", 12),
     (manifest, "PAGE_ENTRIES", 5),
-    (part, "PROBE_RETRY_S", 3.0),
+    (part, "PROBE_RETRY_MAX_S", 3.0),
 )
 """What is large or long in production, lest a run be so too."""
 
