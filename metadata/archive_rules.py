@@ -43,11 +43,15 @@ class Committed(NamedTuple):
 
 
 def committed_end(record: LogRecord, known: Committed | None = None) -> Offset:
-    """Everything below is committed, by the chain or by what the caller knows besides."""
+    """Everything below is committed, by the chain or by what the caller knows besides.
+
+    What was purged was known to be.
+    """
     segment = record.open_segment
+    proven = max(segment.base, record.start)
     if known is None or known.segment_index != segment.index:
-        return segment.base
-    return max(segment.base, known.tail)
+        return proven
+    return max(proven, known.tail)
 
 
 def raise_archived_end(

@@ -5,6 +5,9 @@ decided in `loss_rules.py`; here it is carried out, and written down: the chain 
 offsets are lost, when that was accepted and why, and readers get a typed gap there instead of a
 wait (field note 19).
 
+What is archived is not lost. Whoever archived it may have died before the chain said so; so the
+archive is asked first.
+
 An open segment is sealed on all replicas that answer before anything is counted, so that what is
 seen then is all that there will ever be. It ends by compare-and-swap like any other; somebody whose
 normal reconfiguration is faster wins, and nothing is given up.
@@ -13,7 +16,7 @@ normal reconfiguration is faster wins, and nothing is given up.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from metadata.reconfiguration import Change, choose_replacements, end_segment, plan_next
@@ -35,6 +38,14 @@ from sharedlog.ids import LogletId, Offset
 from sharedlog.v1 import admin_pb2, types_pb2
 
 log = logging.getLogger("node")
+
+
+CatchUp = Callable[[LogRecord], Awaitable[None]]
+"""Has the chain tell of all that is archived of a log."""
+
+
+async def _nothing_archived(_: LogRecord) -> None:
+    pass
 
 
 class LossAcceptance:
@@ -60,6 +71,11 @@ class LossAcceptance:
         self._liveness = liveness
         self._clock = clock
         self._new_id = new_id
+        self._catch_up: CatchUp = _nothing_archived
+
+    def ask_first(self, catch_up: CatchUp) -> None:
+        """Before anything is judged the chain must tell of all that is archived."""
+        self._catch_up = catch_up
 
     async def accept_loss(
         self, request: admin_pb2.AcceptLossRequest
@@ -69,12 +85,15 @@ class LossAcceptance:
         Raises:
             InvalidArgument: nothing is lost, or it may yet be mended; the message says how.
             LogNotFound. LogUnavailable: the log has moved meanwhile, or there are too few nodes for
-            its next segment. MetadataUnavailable: it may or may not be done.
+            its next segment. ArchiveUnavailable, ManifestCorrupt: the archive may have what the log
+            servers have not. MetadataUnavailable: it may or may not be done.
 
         **Cancellation:** it may or may not be done; the chain says.
         """
         # Who is lost is decided by what the store says now, not by what was heard of it.
         await self._view.refresh_nodes()
+        record, version = await self._view.refresh_log(request.log)
+        await self._catch_up(record)
         record, version = await self._view.refresh_log(request.log)
         segment = next((it for it in record.chain if it.index == request.segment_index), None)
         if segment is None:

@@ -162,9 +162,7 @@ def build_services(ground: Ground) -> Services:
     liveness = _build_liveness(ground, log_server)
     sequencer = _build_sequencer(ground, liveness)
     movers = _build_movers(ground, liveness, sequencer)
-    care = _build_care(ground, movers)
-    if log_server is not None and care.scrub is not None:
-        log_server.on_damage(care.scrub.on_damage)
+    care = _build_care(ground, movers, log_server)
     peers = Peers(view=view, transport=ground.transport)
     router = _build_router(ground, sequencer, movers)
     tails = Tails(
@@ -186,6 +184,7 @@ def build_services(ground: Ground) -> Services:
     archive = _build_archive(
         ground, log_server, sequencer, board=movers.board, tails=tails, offsets=offsets
     )
+    care.losses.ask_first(archive.history.catch_up)
     local = LocalReport(
         cluster_id=ground.cluster_id,
         own=ground.own,
@@ -329,8 +328,8 @@ def _build_movers(ground: Ground, liveness: Liveness, sequencer: Sequencer | Non
     )
 
 
-def _build_care(ground: Ground, movers: Movers) -> Care:
-    return build_care(
+def _build_care(ground: Ground, movers: Movers, log_server: LogServer | None) -> Care:
+    care = build_care(
         CareGround(
             own=ground.own,
             config=ground.config.controller,
@@ -347,6 +346,9 @@ def _build_care(ground: Ground, movers: Movers) -> Care:
             registry=ground.registry,
         )
     )
+    if log_server is not None and care.scrub is not None:
+        log_server.on_damage(care.scrub.on_damage)
+    return care
 
 
 def _build_router(ground: Ground, sequencer: Sequencer | None, movers: Movers) -> Router:

@@ -125,8 +125,11 @@ class LogHistory:
         position, failures, reason = start, 0, ""
         while position < end:
             replica = replicas[failures % len(replicas)]
+            upto = min(end, record.archived_end) if _is_archive(replica) else end
             try:
-                pages = self._read(record.loglet(segment), segment, replica, position, end)
+                if position >= upto:
+                    raise Unreachable(f"offset {position} is not archived")
+                pages = self._read(record.loglet(segment), segment, replica, position, upto)
                 async with aclosing(pages):
                     async for page in pages:
                         position, failures = page.up_to, 0
@@ -171,7 +174,7 @@ class LogHistory:
         if segment.end is not None:
             request.segment_end = segment.end
         # What is archived may have been written to a log that this one was forked from.
-        wanted = None if replica.storage_id.startswith(ARCHIVE_PREFIX) else loglet
+        wanted = None if _is_archive(replica) else loglet
         stream = self._transport.stream(node.address, READ_LOGLET)
         position, behind, patience_s = start, 0, _FIRST_ANSWER_S
         try:
@@ -197,6 +200,10 @@ class LogHistory:
                     raise Unreachable(f"node {replica.node_id} lacks offset {position}")
         finally:
             stream.cancel()
+
+
+def _is_archive(replica: Replica) -> bool:
+    return replica.storage_id.startswith(ARCHIVE_PREFIX)
 
 
 def _ranges(

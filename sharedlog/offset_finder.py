@@ -148,12 +148,15 @@ class OffsetFinder:
         for replica in replicas:
             if search.done or search.segment is None or search.segment.index != segment.index:
                 break
+            high = search.high
+            if replica.is_archive:  # what the chain does not say is archived may not be in the log
+                high = min(high, Offset(description.archived_end))
             request = log_server_pb2.FindTimeRequest(
                 storage_id=replica.storage_id,
                 loglet=types_pb2.LogletId(log_id=description.log_id, segment_index=segment.index),
                 timestamp_ms=search.timestamp_ms,
                 start=search.low,
-                end=search.high,
+                end=high,
                 segment_end=segment.end if segment.HasField("end") else None,
             )
             try:

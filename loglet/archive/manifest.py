@@ -90,6 +90,9 @@ class Manifest:
     # Those of the logs whose objects this one names, if it was forked or restored: all of them have
     # it in their `forks`.
     origins: tuple[str, ...] = ()
+    # Index of the segment that was the log's open one when it was archived up to `end`: what was
+    # committed then stays in the log, unless that segment is ended below by an accepted loss.
+    segment: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +124,16 @@ class NotNext(Exception):
 
 
 def extended(
-    manifest: Manifest, entry: ObjectEntry, lost: Sequence[LostRange], write: Write
+    manifest: Manifest,
+    entry: ObjectEntry,
+    lost: Sequence[LostRange],
+    write: Write,
+    *,
+    segment: int = 0,
 ) -> Manifest:
     """With one more object; `lost` are the accepted losses in its range.
+
+    All of it was committed when the log's open segment was `segment`.
 
     Objects begin and end where batches do. Only the first of a manifest may begin below its end,
     which is then where the log starts: a purge ends anywhere.
@@ -145,6 +155,7 @@ def extended(
         end=entry.end,
         entries=(*manifest.entries, entry),
         lost=(*manifest.lost, *lost),
+        segment=segment,
     )
 
 

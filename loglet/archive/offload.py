@@ -13,6 +13,11 @@ never ahead: a chain that is tells of a manifest that was lost, and then nothing
 what is left (`ManifestBehind`). A manifest that is ahead tells of somebody who stopped between 3
 and 4; the next attempt begins with 4. Log servers drop nothing above `archived_end`.
 
+**What was committed** stays in the log, but for a loss that an operator accepts: then a segment may
+end below what an object has that the chain does not know of yet, and the log gives those offsets a
+second time. So a manifest says in which segment it was ahead, and one that the chain contradicts is
+never followed (`ManifestCorrupt`).
+
 **Two at once** write two objects for the same range, and one swap wins. The other finds that, and
 its object is an orphan: whoever swapped in vain never deletes it, for it can't always tell
 (field note 48).
@@ -24,7 +29,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from loglet.archive.errors import ManifestBehind
+from loglet.archive.errors import ManifestBehind, ManifestCorrupt
 from loglet.archive.layout import manifest_key
 from loglet.archive.manifest import (
     LogSettings,
@@ -36,7 +41,9 @@ from loglet.archive.manifest import (
 )
 from loglet.archive.manifests import Loaded, Manifests
 from loglet.archive.writer import ObjectWriter, ReadCommitted, Wanted
+from metadata.archive_rules import Committed, committed_end
 from metadata.records import LogRecord, LostRange
+from sharedlog.errors import InvalidArgument
 from sharedlog.ids import Offset
 
 log = logging.getLogger(__name__)
@@ -55,11 +62,11 @@ class Chain(Protocol):
         """
         ...
 
-    async def set_archived_end(self, end: Offset) -> LogRecord:
-        """Raise it to `end`, unless it is there already; the record as it is then.
+    async def set_archived_end(self, known: Committed) -> LogRecord:
+        """Raise it to `known.tail`, unless it is there already; the record as it is then.
 
         Raises:
-            As `fetch`.
+            As `fetch`. InvalidArgument: not all of that is in the log, for the segment ended below.
         """
         ...
 
@@ -81,11 +88,12 @@ class Offloader:
         self._writer = writer
 
     async def step(
-        self, chain: Chain, committed: Offset, read: ReadCommitted, *, bytes_max: int
+        self, chain: Chain, known: Committed, read: ReadCommitted, *, bytes_max: int
     ) -> Step:
-        """Archive one object of what lies below `committed`, the whole way to the chain.
+        """Archive one object of what lies below `known.tail`, the whole way to the chain.
 
-        `committed` is known to be committed, and `read` reads below it.
+        All of that is committed, and `read` reads it. If the segment has ended below meanwhile,
+        only what lies below its end is archived.
 
         Raises:
             ManifestBehind, ManifestCorrupt: a person must act. CorruptObject: the store has not
@@ -97,8 +105,9 @@ class Offloader:
         record = await chain.fetch()
         loaded = await self._current(record)
         if loaded.manifest.end > record.archived_end:
-            record = await chain.set_archived_end(loaded.manifest.end)
+            record = await self._catch_up(chain, loaded.manifest, record)
         loaded = await self._manifests.make_room(loaded)
+        committed = min(known.tail, committed_end(record, known))
         if committed <= loaded.manifest.end:
             return Step(manifest=loaded.manifest, record=record, made=None)
         lost = [it for segment in record.chain for it in segment.lost]
@@ -114,8 +123,20 @@ class Offloader:
             read,
         )
         loaded = await self._name(loaded, record, entry, lost)
-        record = await chain.set_archived_end(loaded.manifest.end)
+        record = await self._catch_up(chain, loaded.manifest, record)
         return Step(manifest=loaded.manifest, record=record, made=entry)
+
+    async def catch_up(self, chain: Chain) -> LogRecord:
+        """Have the chain tell of all that is archived; the record as it is then.
+
+        Raises:
+            As `step`.
+        """
+        record = await chain.fetch()
+        loaded = await self._manifests.load(record.log_id)
+        if loaded is None or loaded.manifest.end <= record.archived_end:
+            return record
+        return await self._catch_up(chain, loaded.manifest, record)
 
     async def purge(self, chain: Chain) -> Manifest:
         """Have the manifest start where the log does; the manifest then.
@@ -124,6 +145,17 @@ class Offloader:
             As `step`.
         """
         return (await self._current(await chain.fetch())).manifest
+
+    async def _catch_up(self, chain: Chain, manifest: Manifest, record: LogRecord) -> LogRecord:
+        """Raise the chain's `archived_end` to the manifest's."""
+        try:
+            return await chain.set_archived_end(Committed(manifest.segment, manifest.end))
+        except InvalidArgument as error:
+            raise ManifestCorrupt(
+                f"it names offsets up to {manifest.end}, archived when segment {manifest.segment} "
+                f"was open, and not all of them are in the log: {error}",
+                key=manifest_key(self._manifests.cluster_id, record.log_id),
+            ) from error
 
     async def _current(self, record: LogRecord) -> Loaded:
         """The manifest, made if there is none, purged up to the log's start."""
@@ -154,7 +186,9 @@ class Offloader:
     ) -> Loaded:
         """Name a verified object in the manifest that it was made upon."""
         within = [it for it in lost if entry.first <= it.first < entry.end]
-        manifest = extended(loaded.manifest, entry, within, self._manifests.write())
+        segment = record.open_segment.index
+        write = self._manifests.write()
+        manifest = extended(loaded.manifest, entry, within, write, segment=segment)
         return await self._manifests.replace(
             loaded, replace(manifest, settings=settings_of(record))
         )

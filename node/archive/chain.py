@@ -10,11 +10,11 @@ from metadata.records import LogRecord
 from metadata.registry import fetch_log
 from metadata.store import MetadataStore
 from sharedlog.errors import LogNotFound
-from sharedlog.ids import LogId, Offset
+from sharedlog.ids import LogId
 
 
 class StoredChain:
-    """See `loglet.archive.offload.Chain`. `known` is what the open segment has committed."""
+    """See `loglet.archive.offload.Chain`."""
 
     def __init__(
         self,
@@ -22,13 +22,11 @@ class StoredChain:
         name: str,
         log_id: LogId,
         *,
-        known: Committed,
         new_id: Callable[[], str],
     ) -> None:
         self._store = store
         self._name = name
         self._log_id = log_id
-        self._known = known
         self._new_id = new_id
 
     async def fetch(self) -> LogRecord:
@@ -38,14 +36,14 @@ class StoredChain:
             raise LogNotFound(name=self._name)
         return record
 
-    async def set_archived_end(self, end: Offset) -> LogRecord:
+    async def set_archived_end(self, known: Committed) -> LogRecord:
         """See `Chain.set_archived_end`."""
         record, _ = await set_archived_end(
             self._store,
             self._name,
             self._log_id,
-            end,
+            known.tail,
             nonce=self._new_id(),
-            committed=self._known,
+            committed=known,
         )
         return record

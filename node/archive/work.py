@@ -167,13 +167,16 @@ class History:
         """
         if self._archive is None:
             raise InvalidArgument("the cluster has no archive: set [archive] url on all nodes")
-        chain = self._chain(record, known)
+        chain = self._chain(record)
         conflicts = 0
         while True:
             began_s = self._clock.monotonic_s()
             try:
                 step = await self._archive.offloader.step(
-                    chain, upto, self._reader(record.name), bytes_max=self._object_bytes
+                    chain,
+                    Committed(known.segment_index, upto),
+                    self._reader(record.name),
+                    bytes_max=self._object_bytes,
                 )
             except ManifestConflict as error:
                 conflicts += 1
@@ -185,6 +188,18 @@ class History:
                 self._count(step.made, self._clock.monotonic_s() - began_s)
             if step.made is None or not await told(step):
                 return step.record
+
+    async def catch_up(self, record: LogRecord) -> None:
+        """Have the chain tell of all that is archived, also of what its writer could not tell.
+
+        Raises:
+            ManifestCorrupt: a person must act. ArchiveUnavailable: nobody knows. LogNotFound,
+            MetadataUnavailable.
+
+        **Cancellation:** safe at any moment.
+        """
+        if self._archive is not None:
+            await self._archive.offloader.catch_up(self._chain(record))
 
     async def trim_point(self, record: LogRecord, known: Committed, below: Offset) -> Offset:
         """How far a trim below `below` would go; it may write a checkpoint, this does not.
@@ -251,7 +266,7 @@ class History:
         changed: tuple[Manifest, Manifest] | None = None
         dropped, left = Dropped(), ""
         try:
-            changed = await self._purge_manifest(record, known)
+            changed = await self._purge_manifest(record)
         except SharedLogError as error:
             left = str(error)
         told = await self._tell(record, min(record.trimmed, needed))
@@ -283,9 +298,7 @@ class History:
             return Dropped()
         return await self._archive.cleaner.dropped(loaded.manifest, below)
 
-    async def _purge_manifest(
-        self, record: LogRecord, known: Committed
-    ) -> tuple[Manifest, Manifest] | None:
+    async def _purge_manifest(self, record: LogRecord) -> tuple[Manifest, Manifest] | None:
         """Have the manifest start where the log does: before and after; None if there is none."""
         if self._archive is None:
             return None
@@ -294,7 +307,7 @@ class History:
             return None
         for _ in range(CONFLICTS_MAX):
             try:
-                now = await self._archive.offloader.purge(self._chain(record, known))
+                now = await self._archive.offloader.purge(self._chain(record))
             except ManifestConflict:
                 continue
             return (now if before is None else before.manifest), now
@@ -368,10 +381,8 @@ class History:
         reader = LogReader(self._transport, describer(self._view, name), self._clock, self._random)
         return lambda start, end: reader.read(start, end, committed=end)
 
-    def _chain(self, record: LogRecord, known: Committed) -> StoredChain:
-        return StoredChain(
-            self._store, record.name, record.log_id, known=known, new_id=self._new_id
-        )
+    def _chain(self, record: LogRecord) -> StoredChain:
+        return StoredChain(self._store, record.name, record.log_id, new_id=self._new_id)
 
 
 def _needed_from(last: Placement | None) -> Offset:

@@ -224,7 +224,7 @@ async def test_field_note_48_an_upload_under_way_is_not_swept_into_the_manifest(
         # Its reading back goes well all the same: it has seen the object already.
         patch.setattr(writer, "_runs", lambda _: [])
         with pytest.raises(ManifestConflict):
-            await world.offloader().step(world.chain, Offset(60), world.read, bytes_max=600)
+            await world.offloader().step(world.chain, world.known(60), world.read, bytes_max=600)
     world.objects.read_tail = stat  # type: ignore[method-assign]
     assert len(swept) == 1
     assert world.manifest().end == 30

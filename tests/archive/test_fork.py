@@ -293,7 +293,7 @@ async def test_a_fork_is_archived_further_and_forked() -> None:
         manifests,
         ObjectWriter(stage.world.objects, now_ms=SystemClock().now_ms, new_id=stage.world.new_id),
     )
-    step = await offloader.step(own.chain, Offset(60), own.read, bytes_max=600)
+    step = await offloader.step(own.chain, own.known(60), own.read, bytes_max=600)
     assert step.made is not None
     first_end = step.manifest.end
     assert step.manifest.entries[-1].first == 39

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -11,7 +12,7 @@ from helpers.archive_world import KEY, World
 from helpers.memory_objects import FAULTS, Crash, Fault, FaultPlan
 
 from loglet.archive import object_format, writer
-from loglet.archive.errors import CorruptObject, ManifestBehind
+from loglet.archive.errors import CorruptObject, ManifestBehind, ManifestCorrupt
 from loglet.archive.layout import is_page_key
 from metadata.records import LostRange
 from sharedlog.errors import SharedLogError
@@ -178,5 +179,44 @@ async def test_errors_of_the_reader_end_the_step() -> None:
             raise SharedLogError("no replica")
 
     with pytest.raises(SharedLogError, match="no replica"):
-        await world.offloader().step(world.chain, Offset(60), fail, bytes_max=600)
+        await world.offloader().step(world.chain, world.known(60), fail, bytes_max=600)
     assert world.manifest().entries == ()
+
+
+async def test_what_an_accepted_loss_took_out_of_the_log_is_never_archived() -> None:
+    """The manifest got ahead of the chain, and then an operator ended the segment below that.
+
+    The offsets are given a second time. The records that were archived under them must not become
+    the log's: who reads it from the archive would get others than who read the log servers.
+    """
+    world = World(FaultPlan())
+    await world.offload(36)
+    step = world.offloader()
+    known = world.known(60)
+    world.chain.plan = FaultPlan(1, "crash before")  # the swap is made, and the chain not told
+    with pytest.raises(Crash):
+        await step.step(world.chain, known, world.read, bytes_max=600)
+    world.chain.plan = FaultPlan()
+    assert world.manifest().end > world.chain.record.archived_end == 36
+    first, opened = world.chain.record.chain
+    ended = replace(opened, end=Offset(36))
+    again = replace(opened, index=2, base=Offset(36))
+    world.chain.record = replace(world.chain.record, chain=(first, ended, again))
+    with pytest.raises(ManifestCorrupt, match="not all of them are in the log"):
+        await world.offloader().step(world.chain, world.known(60), world.read, bytes_max=600)
+    with pytest.raises(ManifestCorrupt):
+        await world.offloader().catch_up(world.chain)
+    assert world.chain.record.archived_end == 36
+
+
+async def test_a_deposed_sequencer_archives_no_more_than_the_chain_proves() -> None:
+    """Its segment has ended below what it takes for committed."""
+    world = World(FaultPlan())
+    known = world.known(60)
+    first, opened = world.chain.record.chain
+    ended = replace(opened, end=Offset(36))
+    again = replace(opened, index=2, base=Offset(36))
+    world.chain.record = replace(world.chain.record, chain=(first, ended, again))
+    for _ in range(5):
+        await world.offloader().step(world.chain, known, world.read, bytes_max=600)
+    assert world.manifest().end == world.chain.record.archived_end == 36

@@ -58,7 +58,7 @@ async def manifest(store: ObjectStore, world: World, manifests: Manifests) -> Ma
     """All of the world's log, archived there."""
     offloader = Offloader(manifests, ObjectWriter(store, now_ms=CLOCK.now_ms, new_id=world.new_id))
     while True:
-        step = await offloader.step(world.chain, Offset(60), world.read, bytes_max=600)
+        step = await offloader.step(world.chain, world.known(60), world.read, bytes_max=600)
         if step.made is None:
             return step.manifest
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import replace
 from itertools import count
 
 from helpers.log_servers import CLUSTER, placed
@@ -17,6 +16,7 @@ from loglet.archive.manifests import ManifestConflict, Manifests
 from loglet.archive.object_format import FOOTER_BYTES, decode_footer, decode_index, split_block
 from loglet.archive.offload import Offloader
 from loglet.archive.writer import ObjectWriter
+from metadata.archive_rules import Committed, raise_archived_end
 from metadata.records import LogRecord, LostRange, Segment
 from sharedlog.batch import parse_placement
 from sharedlog.clock import SystemClock
@@ -41,10 +41,9 @@ class MemoryChain:
 
         return await self.plan.run("fetch", call, MetadataUnavailable("spoiled"))
 
-    async def set_archived_end(self, end: Offset) -> LogRecord:
+    async def set_archived_end(self, known: Committed) -> LogRecord:
         async def call() -> LogRecord:
-            if end > self.record.archived_end:
-                self.record = replace(self.record, archived_end=end)
+            self.record = raise_archived_end(self.record, known.tail, known=known)
             return self.record
 
         return await self.plan.run("set_archived_end", call, MetadataUnavailable("spoiled"))
@@ -111,7 +110,7 @@ class World:
         for _ in range(100):
             try:
                 step = await self.offloader().step(
-                    self.chain, Offset(committed), self.read, bytes_max=600
+                    self.chain, self.known(committed), self.read, bytes_max=600
                 )
             except (ArchiveUnavailable, MetadataUnavailable, ManifestConflict):
                 continue
@@ -119,6 +118,10 @@ class World:
                 assert step.manifest.end == step.record.archived_end
                 return step.manifest
         raise AssertionError("it does not end")
+
+    def known(self, tail: int) -> Committed:
+        """What the open segment's sequencer knows."""
+        return Committed(self.chain.record.open_segment.index, Offset(tail))
 
     def check_change(self, key: str) -> None:
         """What a manifest names is there and whole, and the chain is never ahead of it."""

@@ -21,6 +21,7 @@ from helpers.s3_server import S3Server
 import sharedlog
 from sharedlog import Cluster, Log, Retention
 from sharedlog.dev_cluster import DevCluster
+from sharedlog.ids import Offset
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -59,7 +60,7 @@ class Writing:
     """Appends that go on until they are stopped; each value is written once."""
 
     log: Log
-    acked: dict[int, bytes] = field(default_factory=dict)
+    acked: dict[Offset, bytes] = field(default_factory=dict)
     stopped: bool = False
 
     async def run(self, name: str) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from helpers.care_parts import Caretaker, Cluster, cluster_of, running, virtually
 
-from metadata.records import STATE_DATA_LOSS, LostRange
+from metadata.archive_registry import set_archived_end
+from metadata.archive_rules import Committed
+from metadata.records import STATE_DATA_LOSS, LogRecord, LostRange
 from metadata.registry import register_node, set_node_state
 from sharedlog.errors import InvalidArgument, Unrepairable
 from sharedlog.ids import NodeId, Offset, StorageId
@@ -344,15 +346,23 @@ async def _nobody_is_left() -> None:
 
 async def _what_is_archived_is_not_lost() -> None:
     """The survivor of three has less than the archive: the segment ends where that does, nothing
-    below is given up or looked for any more, and a change that was archived meanwhile counts."""
+    below is given up or looked for any more; also if whoever archived it had not told the chain."""
     async with cluster_of("n1", "n2", "n3", "n4", "n5", "n6") as cluster:
         segment = cluster.segment(0, 0, nodes=("n1", "n2", "n3"))
         await cluster.put("n1", segment, (0, 4))
-        await cluster.put_log(segment, archived_end=Offset(8))
+        await cluster.put_log(segment, archived_end=Offset(2))
         for name in ("n2", "n3"):
             await cluster.wipe(name)
 
+        async def catch_up(record: LogRecord) -> None:
+            at = Offset(8)
+            known = Committed(0, at)
+            await set_archived_end(
+                cluster.store, "orders", record.log_id, at, nonce="a", committed=known
+            )
+
         async def act(caretaker: Caretaker) -> None:
+            caretaker.care.losses.ask_first(catch_up)
             told = await caretaker.care.losses.accept_loss(loss(0, dry_run=True))
             assert (told.segment.end, ranges(told.lost)) == (8, [(8, 8)])
             done = await caretaker.care.losses.accept_loss(loss(0))

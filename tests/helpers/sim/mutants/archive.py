@@ -89,15 +89,15 @@ def archived_end_before_the_manifest(patch: Patch) -> None:
     step = Offloader.step
 
     async def _step(
-        self: Offloader, chain: Chain, committed: Offset, read: ReadCommitted, *, bytes_max: int
+        self: Offloader, chain: Chain, known: Committed, read: ReadCommitted, *, bytes_max: int
     ) -> Step:
         async def _write(writer: ObjectWriter, wanted: Wanted, reads: ReadCommitted) -> ObjectEntry:
             entry = await write(writer, wanted, reads)
-            await chain.set_archived_end(entry.end)
+            await chain.set_archived_end(Committed(known.segment_index, entry.end))
             return entry
 
         patch.setattr(ObjectWriter, "write", _write)
-        return await step(self, chain, committed, read, bytes_max=bytes_max)
+        return await step(self, chain, known, read, bytes_max=bytes_max)
 
     patch.setattr(Offloader, "step", _step)
 
