@@ -82,6 +82,8 @@ class HistoryService:
                 except SharedLogError as error:
                     await stream.send(_unreadable(place, error))
                     continue
+                if manifest.is_held:
+                    continue  # a fork that was never made
                 name = manifest.settings.name
                 if not wanted or name in wanted:
                     seen.add(name)

@@ -94,6 +94,11 @@ class Manifest:
     # committed then stays in the log, unless that segment is ended below by an accepted loss.
     segment: int = 0
 
+    @property
+    def is_held(self) -> bool:
+        """It is no log's: see `held`."""
+        return not self.settings.name
+
 
 @dataclass(frozen=True, slots=True)
 class Write:
@@ -117,6 +122,16 @@ def new_manifest(
         start=start,
         end=start,
     )
+
+
+def held(cluster_id: str, log_id: LogId, write: Write) -> Manifest:
+    """What holds the place of a fork's manifest that is not there yet, and may never be.
+
+    Whoever is making the fork must replace this very one, so what it has read before counts for
+    nothing: it reads again which objects there are to be named.
+    """
+    nothing = LogSettings(name="", replicas=0, write_quorum=0)
+    return new_manifest(cluster_id, log_id, nothing, Offset(0), write)
 
 
 class NotNext(Exception):

@@ -73,6 +73,16 @@ class Manifests:
         self._clock = clock
         self._new_id = new_id
 
+    def of(self, cluster_id: str) -> Manifests:
+        """Those of another cluster, in the same archive."""
+        return Manifests(
+            self._store,
+            cluster_id=cluster_id,
+            clock=self._clock,
+            new_id=self._new_id,
+            prove=self._prove,
+        )
+
     def write(self) -> Write:
         """What tells the next change from every other."""
         return Write(salt=self._new_id(), now_ms=self._clock.now_ms())

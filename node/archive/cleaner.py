@@ -9,8 +9,10 @@ and where one of them is not known nothing is deleted:
   swap can only fail now. What is found in a listing is never a reason to delete, and neither is
   what is not found there (field note 48).
 * **Forks.** A fork's manifest names objects of the log that it was made of, and enters itself in
-  that log's manifest first. All of them are read, and their forks. One that can't be read, or is
-  not there yet, keeps everything.
+  that log's manifest first. All of them are read, and their forks. One that can't be read keeps
+  everything. One that is not there yet, and may never be, names nothing; whoever is making it
+  must find out that something was deleted. So after all others were read an empty one is put in
+  its place (`manifest.held`), which fails what is being made and has it look again.
 * **The grace time** of a sweep keeps what is young, beyond need: an operator may look at it.
 
 Objects of other logs' directories are never deleted: they belong to those.
@@ -23,15 +25,21 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from loglet.archive.errors import ManifestBehind
-from loglet.archive.layout import is_page_key, log_prefix, manifest_key, parse_object_key
-from loglet.archive.manifest import Manifest, ObjectEntry, PageEntry, purged
-from loglet.archive.manifest_codec import decode_manifest
+from loglet.archive.layout import (
+    directory_of,
+    is_page_key,
+    log_prefix,
+    manifest_key,
+    parse_directory,
+    parse_object_key,
+)
+from loglet.archive.manifest import Manifest, ObjectEntry, PageEntry, held, purged
 from loglet.archive.manifests import Loaded, ManifestConflict, Manifests
 from loglet.archive.object_store import ObjectInfo, ObjectStore
 from metadata.records import LogRecord
 from sharedlog.clock import Clock
 from sharedlog.errors import ArchiveUnavailable
-from sharedlog.ids import LogId, Offset
+from sharedlog.ids import Offset
 
 DELETED_AT_ONCE: Final = 500
 CONFLICTS_MAX: Final = 10
@@ -97,13 +105,26 @@ class Cleaner:
 
         **Cancellation:** likewise.
         """
-        found = await self.dropped(before, now.start)
-        if not found.keys:
-            return found
-        needed = await self._named_by_forks(now, now.start)
-        found.objects = [it for it in found.objects if it.key not in needed]
-        found.pages = [it for it in found.pages if it.key not in needed]
+        found = await self._unneeded(before, now, now.start, write=True)
         await self._delete(found.keys)
+        return found
+
+    async def would_drop(self, manifest: Manifest, start: Offset) -> Dropped:
+        """What of a log's own directory a purge up to `start` would delete, as it is now.
+
+        Raises:
+            As `dropped`.
+        """
+        return await self._unneeded(manifest, manifest, start, write=False)
+
+    async def _unneeded(
+        self, before: Manifest, now: Manifest, start: Offset, *, write: bool
+    ) -> Dropped:
+        found = await self.dropped(before, start)
+        if found.keys:
+            needed = await self._named_by_forks(now, start, write=write)
+            found.objects = [it for it in found.objects if it.key not in needed]
+            found.pages = [it for it in found.pages if it.key not in needed]
         return found
 
     # ------------------------------------------------------------------ sweep
@@ -128,7 +149,7 @@ class Cleaner:
         if loaded is None:
             yield Swept(listed=len(listed), young=len(listed))  # of an upload that is the first
             return
-        named = await self._named(loaded.manifest)
+        named = await self._named(loaded.manifest, write=not dry_run)
         for info in listed:
             step.listed += 1
             if info.key in named:
@@ -175,10 +196,10 @@ class Cleaner:
                 continue
         raise ArchiveUnavailable(f"log {record.name} is archived by others at the same time")
 
-    async def _named(self, manifest: Manifest) -> set[str]:
+    async def _named(self, manifest: Manifest, *, write: bool) -> set[str]:
         named = {page.key for page in manifest.pages}
         named |= {entry.key async for entry in self._entries(manifest, manifest.end)}
-        return named | await self._named_by_forks(manifest, None)
+        return named | await self._named_by_forks(manifest, None, write=write)
 
     # ------------------------------------------------------------------ who names what
 
@@ -193,37 +214,54 @@ class Cleaner:
             if entry.first < below:
                 yield entry
 
-    async def _named_by_forks(self, manifest: Manifest, below: Offset | None) -> set[str]:
-        """Keys that the log's forks name, and theirs; those that begin below `below` at least."""
+    async def _named_by_forks(
+        self, manifest: Manifest, below: Offset | None, *, write: bool
+    ) -> set[str]:
+        """Keys that the log's forks name, and theirs; those that begin below `below` at least.
+
+        With `write` no fork that is being made will name others.
+        """
         named: set[str] = set()
-        seen = {_directory(manifest.cluster_id, manifest.log_id)}
-        wanted = list(manifest.forks)
-        while wanted:
-            directory = wanted.pop()
-            if directory in seen:
+        seen = {directory_of(manifest.cluster_id, manifest.log_id)}
+        wanted, unmade = list(manifest.forks), list[str]()
+        while wanted or unmade:
+            if wanted:
+                directory = wanted.pop()
+                if directory in seen:
+                    continue
+                seen.add(directory)
+                fork = await self._fork(directory, hold=False)
+                if fork is None:
+                    unmade.append(directory)
+            else:
+                fork = await self._fork(unmade.pop(), hold=write)
+            if fork is None:
                 continue
-            seen.add(directory)
-            fork = await self._fork(directory)
             wanted += fork.forks
             named |= {page.key for page in fork.pages}
             async for entry in self._entries(fork, fork.end if below is None else below):
                 named.add(entry.key)
         return named
 
-    async def _fork(self, directory: str) -> Manifest:
-        key = f"{directory}/manifest"
-        found = await self._store.read_versioned(key)
-        if found is None:
-            raise ArchiveUnavailable(
-                f"{key} is not there: it may name objects, so nothing that it might is deleted"
-            )
-        return decode_manifest(key, found.data)
+    async def _fork(self, directory: str, *, hold: bool) -> Manifest | None:
+        """A fork's manifest; None if there is none. With `hold` nobody makes it unseen."""
+        place = parse_directory(directory)
+        assert place is not None, f"{directory} was written by `directory_of`"
+        manifests = self._manifests.of(place.cluster_id)
+        for _ in range(CONFLICTS_MAX):
+            found = await manifests.load(place.log_id)
+            if found is not None and not found.manifest.is_held:
+                return found.manifest
+            if not hold:
+                return None
+            try:
+                await manifests.replace(found, held(*place, manifests.write()))
+            except ManifestConflict:
+                continue
+            return None
+        raise ArchiveUnavailable(f"the manifest of {directory} changes all the time")
 
     async def _delete(self, keys: Iterable[str]) -> None:
         wanted = list(keys)
         for at in range(0, len(wanted), DELETED_AT_ONCE):
             await self._store.delete(wanted[at : at + DELETED_AT_ONCE])
-
-
-def _directory(cluster_id: str, log_id: LogId) -> str:
-    return log_prefix(cluster_id, log_id).rstrip("/")

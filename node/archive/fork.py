@@ -9,9 +9,10 @@ a repeated request goes on where the one before has stopped, at whatever step.
  1. A fork only: what lies below the fork is archived, if it is not yet.
  2. All whose objects are to be named get the new log's directory among their `forks`, each by
     compare-and-swap, the origin last. From then on nobody deletes an object of theirs without
-    asking the new log's manifest, and as long as that is not there, none at all. The origin's swap
-    proves besides that what was read of its manifest still holds.
- 3. The new log's manifest is written, once.
+    asking the new log's manifest; while that is not there, an empty one is put in its place first,
+    and then this begins anew. The origin's swap proves besides that what was read of its manifest
+    still holds.
+ 3. The new log's manifest is written, once, where none is, or an empty one.
  4. The log's record is created, with what that manifest says.
 
 Who stops before 4 leaves a directory with at most a manifest behind, and the name is free.
@@ -281,7 +282,7 @@ class Forks:
         directory = directory_of(self._cluster_id, log_id)
         for _ in range(CONFLICTS_MAX):
             written = await manifests.load(log_id)
-            if written is not None:
+            if written is not None and not written.manifest.is_held:
                 return written.manifest
             found = await self._origin(origin)
             _check_room(found.manifest, directory)
@@ -292,7 +293,7 @@ class Forks:
             empty = new_manifest(self._cluster_id, log_id, wanted, Offset(0), manifests.write())
             try:
                 await self._replace(found, with_fork(found.manifest, directory, manifests.write()))
-                made = await manifests.replace(None, forked(found.manifest, cut, entries, empty))
+                made = await manifests.replace(written, forked(found.manifest, cut, entries, empty))
             except ManifestConflict:
                 continue
             return made.manifest

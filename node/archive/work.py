@@ -286,7 +286,7 @@ class History:
         )
 
     async def would_drop(self, record: LogRecord, below: Offset) -> Dropped:
-        """What a purge below `below` would let go of the archive, if no fork needs it.
+        """What a purge below `below` would delete in the archive.
 
         Raises:
             ManifestCorrupt, ObjectNotFound, ArchiveUnavailable.
@@ -296,7 +296,7 @@ class History:
         loaded = await self._archive.manifests.load(record.log_id)
         if loaded is None:
             return Dropped()
-        return await self._archive.cleaner.dropped(loaded.manifest, below)
+        return await self._archive.cleaner.would_drop(loaded.manifest, below)
 
     async def _purge_manifest(self, record: LogRecord) -> tuple[Manifest, Manifest] | None:
         """Have the manifest start where the log does: before and after; None if there is none."""

@@ -12,7 +12,7 @@ from helpers.memory_objects import FAULTS, Crash, Fault, FaultPlan, MemoryObject
 
 from loglet.archive import manifest as manifest_module
 from loglet.archive import object_format, writer
-from loglet.archive.errors import ManifestBehind
+from loglet.archive.errors import ManifestBehind, ManifestCorrupt
 from loglet.archive.layout import ObjectName, manifest_key, object_key, page_key
 from loglet.archive.manifest import LogSettings, Manifest, Write, new_manifest
 from loglet.archive.manifest_codec import decode_manifest, encode_manifest
@@ -117,7 +117,7 @@ async def test_a_purge_of_everything_leaves_an_empty_archive() -> None:
 
 
 async def test_what_a_fork_names_stays() -> None:
-    """And what a fork of the fork names; a fork that is not there yet may name anything."""
+    """And what a fork of the fork names; a fork that can't be read may name anything."""
     world = World(FaultPlan())
     manifest = await world.offload()
     add_fork(world, 8, fork_of(manifest, 8))
@@ -134,21 +134,45 @@ async def test_what_a_fork_names_stays() -> None:
     add_fork(world, 9, replace(grandchild, start=first, entries=manifest.entries[-3:]), of=8)
     assert await sweep(world) == [it.key for it in manifest.entries[:-3]]
     add_fork(world, 10, None)
+    world.objects.objects[manifest_key(CLUSTER, LogId(10))] = b"damaged"
     world.objects.objects[ORPHAN] = b"x"
-    with pytest.raises(ArchiveUnavailable, match="is not there"):
+    with pytest.raises(ManifestCorrupt):
         await sweep(world)
     assert ORPHAN in world.objects.objects
 
 
-async def test_a_purge_under_an_unknown_fork_deletes_nothing() -> None:
-    """The manifest is purged; the objects wait for a sweep that can read all forks."""
+async def test_a_purge_under_a_fork_that_was_never_made_goes_on() -> None:
+    """Who began to make it is told by an empty manifest, which each deletion writes anew."""
     world = World(FaultPlan())
     manifest = await world.offload()
     add_fork(world, 8, None)
+    assert (await cleaner(world).would_drop(manifest, Offset(60))).objects == list(manifest.entries)
+    key = manifest_key(CLUSTER, LogId(8))
+    assert key not in world.objects.objects
+    before, now = await purge(world, manifest.entries[0].end)
+    dropped = await cleaner(world).clean(before, now)
+    assert dropped.objects == [manifest.entries[0]]
+    first = world.objects.objects[key]
+    assert decode_manifest(key, first).is_held
     before, now = await purge(world, 60)
-    with pytest.raises(ArchiveUnavailable):
-        await cleaner(world).clean(before, now)
-    assert all(it.key in world.objects.objects for it in manifest.entries)
+    assert (await cleaner(world).clean(before, now)).objects == list(manifest.entries[1:])
+    assert decode_manifest(key, world.objects.objects[key]).is_held
+    assert world.objects.objects[key] != first
+    world.objects.objects[ORPHAN] = b"x"
+    assert await sweep(world) == [ORPHAN]
+
+
+async def test_what_a_purge_would_delete_is_not_what_a_fork_needs() -> None:
+    """The answer of a dry run is that of the purge."""
+    world = World(FaultPlan())
+    manifest = await world.offload()
+    needed = manifest.entries[1]
+    made = replace(fork_of(manifest, 8), start=needed.first, end=needed.end, entries=(needed,))
+    add_fork(world, 8, made)
+    would = await cleaner(world).would_drop(world.manifest(), Offset(60))
+    assert needed not in would.objects
+    before, now = await purge(world, 60)
+    assert (await cleaner(world).clean(before, now)) == would
 
 
 async def test_a_fork_deletes_nothing_of_the_log_it_was_made_of() -> None:

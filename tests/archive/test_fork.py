@@ -30,6 +30,7 @@ from metadata.namespaces import Asked
 from metadata.records import LogRecord, LostRange, NodeRecord
 from metadata.registry import create_log, fetch_log
 from metadata.store import ABSENT, Version
+from node.archive.cleaner import Cleaner
 from node.archive.fork import Forks, Made, new_log_id
 from node.archive.metrics import ArchiveMetrics
 from node.archive.objects import ArchivedObjects
@@ -400,3 +401,44 @@ async def test_the_number_of_forks_is_bounded(monkeypatch: pytest.MonkeyPatch) -
         await _fork(stage, 9, "third")
     del stage.metadata.entries[log_key("fork-1")]
     await _fork(stage, 9, "fork-1")
+
+
+async def test_a_purge_while_a_fork_is_made_has_it_look_again() -> None:
+    """It has read what there is, and not written that yet: what was deleted then is not named."""
+    stage = await archived_stage()
+    world, swap = stage.world, stage.world.objects.swap
+    own = manifest_key(CLUSTER, new_log_id(CLUSTER, "fork", "n"))
+    start = Offset(world.manifest().entries[0].end)
+
+    async def purged_before(key: str, data: bytes, expected: str | None) -> str:
+        if key == own and expected is None:
+            world.objects.swap = swap  # type: ignore[method-assign]
+            before = world.manifest()
+            world.chain.record = replace(world.chain.record, start=start, trimmed=start)
+            now = await world.offloader().purge(world.chain)
+            clock = SystemClock()
+            manifests = Manifests(
+                world.objects, cluster_id=CLUSTER, clock=clock, new_id=world.new_id
+            )
+            dropped = await Cleaner(world.objects, manifests, clock=clock).clean(before, now)
+            assert len(dropped.objects) == 1
+        return await swap(key, data, expected)
+
+    world.objects.swap = purged_before  # type: ignore[method-assign]
+    made = await _fork(stage)
+    assert made.record.start == start
+    named = stage.manifest(made.record.log_id)
+    assert not named.is_held
+    assert all(it.key in world.objects.objects for it in named.entries)
+
+
+async def test_field_note_50_a_fork_is_made_once_however_often_it_is_asked_for() -> None:
+    """By its nonce: the answer of the first request may have been lost."""
+    stage = await archived_stage()
+    first = await _fork(stage)
+    again = await _fork(stage)
+    assert (first.is_new, again.is_new) == (True, False)
+    assert again.record == first.record
+    async with stage.process() as (forks, _):
+        with pytest.raises(LogExists):
+            await forks.fork("orders", "fork", Offset(40), Asked(replicas=1), nonce="other")
