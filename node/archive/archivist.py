@@ -56,9 +56,11 @@ class _Kept:
 
     backlog: Backlog
     backoff: Backoff
+    tell_backoff: Backoff
     not_before_s: float = 0.0  # monotonic; after trouble
     retention_at_s: float = 0.0  # when retention is looked at next
     told: Offset = field(default_factory=lambda: Offset(0))  # all log servers know of this trim
+    tell_at_s: float = 0.0  # monotonic; when those that do not know are told again
     is_busy: bool = False
 
 
@@ -144,17 +146,23 @@ class Archivist:
             tail = await self._tails.known(record.name)
         except SharedLogError:
             tail = record.open_segment.base
-        backoff = Backoff(self._random, min_s=_RETRY_MIN_S, max_s=_RETRY_MAX_S)
-        kept = self._kept[record.log_id] = _Kept(Backlog(record.archived_end, tail), backoff)
+        backoff, tell_backoff = (
+            Backoff(self._random, min_s=_RETRY_MIN_S, max_s=_RETRY_MAX_S) for _ in range(2)
+        )
+        backlog = Backlog(record.archived_end, tail)
+        kept = self._kept[record.log_id] = _Kept(backlog, backoff, tell_backoff)
         # Not all at once after a start.
         every_s = self._config.retention_every_s
         kept.retention_at_s = self._clock.monotonic_s() + self._random.uniform(0, every_s)
         return kept
 
     def _is_due(self, record: LogRecord, kept: _Kept, now_s: float) -> bool:
-        if self._should_offload(kept, now_s) or record.trimmed > kept.told:
+        if self._should_offload(kept, now_s) or self._should_tell(record, kept, now_s):
             return True
         return record.retention != NO_RETENTION and now_s >= kept.retention_at_s
+
+    def _should_tell(self, record: LogRecord, kept: _Kept, now_s: float) -> bool:
+        return record.trimmed > kept.told and now_s >= kept.tell_at_s
 
     def _should_offload(self, kept: _Kept, now_s: float) -> bool:
         return self._history.has_archive and kept.backlog.is_due(
@@ -201,9 +209,13 @@ class Archivist:
         if record.retention != NO_RETENTION and now_s >= kept.retention_at_s:
             kept.retention_at_s = now_s + self._config.retention_every_s
             record = await self._retain(record, known, kept)
-        if record.trimmed > kept.told:
+        if self._should_tell(record, kept, now_s):
             trimmed = await self._history.tell(record, known)
-            if not trimmed.waiting:
+            if trimmed.waiting:
+                # One that is away for long costs each of its logs a wait: the others come first.
+                kept.tell_at_s = self._clock.monotonic_s() + kept.tell_backoff.next_s()
+            else:
+                kept.tell_backoff.reset()
                 # They may keep a little more, for the next sequencer: the next trim takes that.
                 kept.told = trimmed.record.trimmed
 
