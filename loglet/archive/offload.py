@@ -138,6 +138,16 @@ class Offloader:
             return record
         return await self._catch_up(chain, loaded.manifest, record)
 
+    async def check(self, chain: Chain) -> None:
+        """Make sure that the manifest has all that the chain says is archived.
+
+        Raises:
+            ManifestBehind: it has not. ManifestCorrupt. ArchiveUnavailable, MetadataUnavailable:
+            nobody knows.
+        """
+        record = await chain.fetch()
+        self._check_end(await self._manifests.load(record.log_id), record)
+
     async def purge(self, chain: Chain) -> Manifest:
         """Have the manifest start where the log does; the manifest then.
 
@@ -160,10 +170,7 @@ class Offloader:
     async def _current(self, record: LogRecord) -> Loaded:
         """The manifest, made if there is none, purged up to the log's start."""
         loaded = await self._manifests.load(record.log_id)
-        manifest_end = Offset(0) if loaded is None else loaded.manifest.end
-        if manifest_end < record.archived_end:
-            key = manifest_key(self._manifests.cluster_id, record.log_id)
-            raise ManifestBehind(key=key, end=manifest_end, archived_end=record.archived_end)
+        self._check_end(loaded, record)
         if loaded is None:
             made = new_manifest(
                 self._manifests.cluster_id,
@@ -180,6 +187,12 @@ class Offloader:
                 loaded, purged(loaded.manifest, record.start, write)
             )
         return loaded
+
+    def _check_end(self, loaded: Loaded | None, record: LogRecord) -> None:
+        end = Offset(0) if loaded is None else loaded.manifest.end
+        if end < record.archived_end:
+            key = manifest_key(self._manifests.cluster_id, record.log_id)
+            raise ManifestBehind(key=key, end=end, archived_end=record.archived_end)
 
     async def _name(
         self, loaded: Loaded, record: LogRecord, entry: ObjectEntry, lost: list[LostRange]

@@ -219,7 +219,8 @@ class History:
         """Have log servers keep nothing below `below`, or as near to it as may be.
 
         Raises:
-            InvalidArgument: it is not archived, and there is no archive. What `offload` raises.
+            InvalidArgument: it is not archived, and there is no archive. ManifestBehind: the
+            archive has lost some of it. What `offload` raises.
 
         **Cancellation:** safe at any moment.
         """
@@ -228,6 +229,9 @@ class History:
         below = min(below, needed, known.tail)
         if below > max(record.archived_end, record.start):
             record = await self.offload(record, known, below, told=told)
+        elif self._archive is not None and below > max(record.trimmed, record.start):
+            # What log servers drop is in the archive alone.
+            await self._archive.offloader.check(self._chain(record))
         record, _ = await set_trimmed(
             self._store, record.name, record.log_id, below, nonce=self._new_id()
         )

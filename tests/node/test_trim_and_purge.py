@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import sharedlog
+from sharedlog.archive_errors import ManifestBehind
 from sharedlog.dev_cluster import DevCluster
 from sharedlog.v1 import archive_pb2
 
@@ -171,3 +172,24 @@ async def test_without_an_archive_a_trim_is_refused_and_a_purge_works(tmp_path: 
         everything = await cluster.admin.purge("orders", older_than_ms=later)
         assert everything.start == 20
         assert await read(log, 20) == []
+
+
+async def test_nothing_is_trimmed_upon_a_manifest_that_was_lost(tmp_path: Path) -> None:
+    """All is archived, as the chain says; the archive is gone: log servers have the last copies."""
+    async with (
+        running(tmp_path, **archived(tmp_path)) as nodes,
+        sharedlog.connect(nodes.address) as cluster,
+    ):
+        log = await cluster.create_log("orders")
+        await fill(log)
+        async with aclosing(cluster.admin.offload("orders")) as answers:
+            assert [answer async for answer in answers][-1].archived_end == RECORDS
+        (manifest,) = (tmp_path / "archive").rglob("manifest")
+        manifest.rename(tmp_path / "manifest")
+        with pytest.raises(ManifestBehind):
+            await trim(cluster, before=200)
+        assert (await log.describe()).trimmed == 0
+        assert await local_starts(nodes, cluster) == {0}
+        (tmp_path / "manifest").rename(manifest)
+        assert (await trim(cluster, before=200))[-1].trimmed == 200
+        assert await read(log, 0) == [b"%d" % number for number in range(RECORDS)]
