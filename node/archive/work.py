@@ -27,6 +27,7 @@ from loglet.archive.manifests import ManifestConflict, Manifests
 from loglet.archive.offload import Offloader, Step
 from metadata.archive_registry import set_purged, set_trimmed
 from metadata.archive_rules import Committed
+from metadata.history_rules import archived_until
 from metadata.records import LogRecord
 from metadata.store import MetadataStore
 from metadata.view import ClusterView
@@ -43,6 +44,7 @@ from sharedlog.errors import (
     DataLoss,
     InvalidArgument,
     LogNotFound,
+    LogUnavailable,
     Purged,
     SharedLogError,
 )
@@ -252,13 +254,13 @@ class History:
         of it is no failure: the answer says so, and it goes later.
 
         Raises:
-            InvalidArgument: not all of it is committed. LogNotFound, MetadataUnavailable. What
-            `committed` raises.
+            InvalidArgument: not all of it is committed. LogUnavailable: another node has to do it.
+            LogNotFound, MetadataUnavailable. What `committed` raises.
 
         **Cancellation:** it may be done in part; do it again.
         """
         start_before = record.start
-        known, needed = await self._needed(record, known, below)
+        known, needed = await self._needed(record, known, below, purge=True)
         record, _ = await set_purged(
             self._store,
             record.name,
@@ -330,17 +332,28 @@ class History:
         return Trimmed(record=record, below=below, waiting=waiting)
 
     async def _needed(
-        self, record: LogRecord, known: Committed, below: Offset
+        self, record: LogRecord, known: Committed, below: Offset, *, purge: bool = False
     ) -> tuple[Committed, Offset]:
         """From where on log servers must keep the log for the next sequencer, and its tail then.
 
-        If that is below `below` for the log's state alone, the state is written once more.
+        If that is below `below` for the log's state alone, the state is written once more. With
+        `purge` it has to be if it is in the archive alone, as that of a fork is that has nothing of
+        its own yet.
         """
         last = await self._last_batch(record.name, known.tail)
         needed = _needed_from(last)
-        if last is None or needed >= min(below, last.first):
+        if last is None:
+            return known, needed
+        is_lost = purge and _is_state_archived(record, last, below)
+        if needed >= min(below, last.first) and not is_lost:
             return known, needed
         if not await self._checkpoint(record):
+            if is_lost:
+                raise LogUnavailable(
+                    f"log {record.name} has no records of its own yet, and its fencing token and "
+                    f"producers would go with what lies below {below}: append to it first, or ask "
+                    f"node {record.open_segment.sequencer.node_id}, which orders it"
+                )
             return known, needed
         now, known = await self.committed(record.name)
         if now.log_id != record.log_id:
@@ -396,6 +409,12 @@ def _needed_from(last: Placement | None) -> Offset:
     if last.state_from == last.state_until:
         return Offset(last.first)
     return Offset(min(last.first, last.state_from))
+
+
+def _is_state_archived(record: LogRecord, last: Placement, below: Offset) -> bool:
+    """The log has a state, which no log server has, and some of it lies below `below`."""
+    has_own = last.end > archived_until(record.chain)
+    return not has_own and last.state_from < min(below, last.state_until)
 
 
 def _untrimmed(describe: Describe) -> Describe:

@@ -172,3 +172,30 @@ async def test_a_fork_goes_on_by_itself_and_outlives_its_origins_purge(
             await values(connected, "orders")
         assert await values(connected, "fork") == made(0, 600) + made(5_000, 5_100)
         assert await values(connected, "second") == made(0, 600) + made(5_000, 5_100)
+
+
+async def test_a_fork_keeps_its_token_though_all_of_it_is_purged(
+    tmp_path: Path, archive: Path
+) -> None:
+    """Log servers had nothing of it yet: its state was in the archive alone, and goes from there.
+
+    It is purged by its retention, and can be purged again.
+    """
+    async with cluster(tmp_path / "nodes", archive) as connected:
+        log = await connected.create_log("orders")
+        await log.append_batch(made(0, 100))
+        await log.fence("token")
+        await connected.admin.fork_log("orders", "fork")
+        tail = await connected.log("fork").tail()
+        await connected.set_retention("fork", Retention(total_age_s=1))
+        async for _ in ticks():
+            if (await connected.describe_log("fork")).start >= tail:
+                break
+        for _ in range(2):
+            await connected.admin.purge("fork", before=tail)
+        await connected.admin.reconfigure("fork", reason="a move")
+        fork = connected.log("fork")
+        with pytest.raises(sharedlog.FencingTokenMismatch):
+            await fork.append(b"no", fencing_token="other")
+        at = await fork.append(b"yes", fencing_token="token")
+        assert [it.offset async for it in fork.read(sharedlog.EARLIEST)] == [at]
