@@ -23,7 +23,7 @@ from sharedlog.backoff import Backoff
 from sharedlog.batch import parse_placement
 from sharedlog.clock import Clock
 from sharedlog.config import ReaderConfig
-from sharedlog.errors import CorruptBatch, SharedLogError, Unreachable
+from sharedlog.errors import CorruptBatch, Purged, SharedLogError, Unreachable
 from sharedlog.ids import LogId, LogletId, Offset
 from sharedlog.offset_search import OffsetSearch
 from sharedlog.read_progress import Replica, archive_replicas, live_replicas
@@ -192,13 +192,16 @@ class OffsetFinder:
         end = min([search.high, *(Offset(first) for first in losses)])
         seen = 0
         chunks = self._headers.read(search.low, end, committed=end)
-        async with contextlib.aclosing(chunks):
-            async for chunk in chunks:
-                for placement in chunk.placements:
-                    search.on_placement(placement)
-                seen += len(chunk.placements)
-                if search.done or seen > _HEADERS_MAX:
-                    return
+        try:
+            async with contextlib.aclosing(chunks):
+                async for chunk in chunks:
+                    for placement in chunk.placements:
+                        search.on_placement(placement)
+                    seen += len(chunk.placements)
+                    if search.done or seen > _HEADERS_MAX:
+                        return
+        except Purged as purged:
+            search.on_start(Offset(purged.start))
 
     def _note(self, replica: Replica, error: SharedLogError) -> None:
         fields = {"replica": replica.node_id, "error": str(error)}

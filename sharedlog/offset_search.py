@@ -44,6 +44,7 @@ class OffsetSearch:
         self._doubted: set[int] = set()  # where segments begin whose claims are not believed
         self.high = tail  # nothing at or above it, and below the tail, is earlier
         self._tail = tail
+        self._start = Offset(0)  # of the log, as far as is known
         # Where segments begin that have lost their first records, and where what they have begins.
         self._kept: dict[int, int] = {}
         self.description: types_pb2.LogDescription | None = None
@@ -58,7 +59,7 @@ class OffsetSearch:
     @property
     def answer(self) -> Offset:
         """The offset of the first record at or above `high`; the tail if there is none."""
-        found: int = self.high
+        found: int = max(self.high, self._start)
         while found in self._kept:
             found = self._kept[found]
         return Offset(min(found, self._tail))
@@ -101,7 +102,7 @@ class OffsetSearch:
                 self._on_claim(segment.base)
             else:
                 self._lower_high(segment.base)
-        self._prove(description.start)  # nothing is kept below
+        self.on_start(Offset(description.start))
         if description.chain and description.chain[0].base > asked:
             self._prove(description.chain[0].base)  # nothing is kept below the first
         found = find_segment(description, self.low)
@@ -109,6 +110,12 @@ class OffsetSearch:
             self.description, self._segment = description, found
         elif self.low != before:
             self._segment = None
+        self._settle()
+
+    def on_start(self, start: Offset) -> None:
+        """The log begins there by now: nothing is kept below."""
+        self._start = max(self._start, start)
+        self._prove(start)
         self._settle()
 
     def on_placement(self, placement: Placement) -> None:

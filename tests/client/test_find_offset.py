@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from helpers.memory_log import MemoryLog
@@ -16,7 +17,7 @@ from sharedlog.cluster import Cluster, Routing
 from sharedlog.errors import DataLoss, InvalidArgument, LogNotFound, LogUnavailable, Unreachable
 from sharedlog.log import Log
 from sharedlog.starts import timestamp_to_ms
-from sharedlog.v1 import log_server_pb2
+from sharedlog.v1 import log_server_pb2, types_pb2
 
 HOLE = log_server_pb2.ReadGap.REASON_HOLE
 DAMAGED = log_server_pb2.ReadGap.REASON_DAMAGED
@@ -230,3 +231,24 @@ def test_moments_are_aware_datetimes_or_whole_milliseconds() -> None:
     for count in (-1, 1.5, True):
         with pytest.raises(InvalidArgument):
             sharedlog.from_tail(count)  # type: ignore[arg-type]  # wrong on purpose
+
+
+async def test_what_is_purged_meanwhile_is_looked_for_no_more(memory: MemoryCluster) -> None:
+    """The log servers have dropped it, and the description that the search began with is old."""
+    truth = fill(memory)
+    gap(memory, 0, 30, *memory.nodes)
+    describe, told = truth.describe, 0
+
+    def purged_since(**which: Any) -> types_pb2.LogDescription:
+        nonlocal told
+        told += 1
+        found = describe(**which)
+        found.start = found.trimmed = 0 if told == 1 else 30
+        return found
+
+    truth.describe = purged_since  # type: ignore[method-assign]
+    async with connect(memory) as cluster:
+        assert await find(cluster.log("orders"), 1_050) == 30
+        first = await anext(cluster.log("orders").read(sharedlog.from_time(1_050)))
+        assert first.offset == 30
+    assert told > 1
