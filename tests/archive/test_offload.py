@@ -8,13 +8,17 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from helpers.archive_world import KEY, World
+from helpers.archive_world import KEY, LOG_ID, World
+from helpers.log_servers import CLUSTER
 from helpers.memory_objects import FAULTS, Crash, Fault, FaultPlan
 
 from loglet.archive import object_format, writer
 from loglet.archive.errors import CorruptObject, ManifestBehind, ManifestCorrupt
 from loglet.archive.layout import is_page_key
+from loglet.archive.manifest import purged
+from loglet.archive.manifests import ManifestConflict, Manifests
 from metadata.records import LostRange
+from sharedlog.clock import SystemClock
 from sharedlog.errors import SharedLogError
 from sharedlog.ids import Offset
 from sharedlog.read_progress import ReadChunk
@@ -220,3 +224,22 @@ async def test_a_deposed_sequencer_archives_no_more_than_the_chain_proves() -> N
     for _ in range(5):
         await world.offloader().step(world.chain, known, world.read, bytes_max=600)
     assert world.manifest().end == world.chain.record.archived_end == 36
+
+
+async def test_field_note_49_of_two_who_make_the_same_change_one_wins() -> None:
+    """The store tells versions apart by a hash of the value: but for the salt both would win."""
+    world = World(FaultPlan())
+    await world.offload(36)
+    first, second = (
+        Manifests(world.objects, cluster_id=CLUSTER, clock=SystemClock(), new_id=world.new_id)
+        for _ in range(2)
+    )
+    before = await first.load(LOG_ID)
+    assert before is not None
+    made = purged(before.manifest, Offset(3), first.write())
+    again = purged(before.manifest, Offset(3), second.write())
+    assert replace(again, salt=made.salt, changed_ms=made.changed_ms) == made
+    assert (await first.replace(before, made)).manifest == made
+    with pytest.raises(ManifestConflict):
+        await second.replace(before, again)
+    assert world.manifest() == made

@@ -261,6 +261,31 @@ async def test_a_swap_whose_outcome_can_not_be_read_is_unknown(
     assert await store.read("m") == b"salt 1"
 
 
+async def test_a_swap_that_arrives_late_replaces_nothing(
+    store: ObjectStore, proxy: S3Proxy
+) -> None:
+    """It was given up as unknown, and another won meanwhile; then the request is carried out."""
+    late: list[Forward] = []
+
+    async def hold(request: web.BaseRequest, forward: Forward) -> web.StreamResponse:
+        late.append(forward)
+        return await lose_request(request, forward)
+
+    for expected in (None, await store.swap("m", b"salt 1", None)):
+        key = "first" if expected is None else "m"
+        # Whoever sends it again, when the connection broke, has it held again.
+        proxy.next("PUT", hold, hold)
+        with pytest.raises(ArchiveUnavailable, match="unknown"):
+            await store.swap(key, b"salt 2", expected)
+        proxy.drop("PUT")
+        await store.swap(key, b"salt 3", expected)
+        assert late
+        for forward in late:
+            assert (await forward()).status == 412
+        late.clear()
+        assert await store.read(key) == b"salt 3"
+
+
 DENIALS = (
     (status(403, "AccessDenied", "Access Denied"), "403 AccessDenied: Access Denied"),
     (status(403, "InvalidAccessKeyId", "no such key"), "403 InvalidAccessKeyId: no such key"),

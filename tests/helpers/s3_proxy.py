@@ -76,6 +76,10 @@ class S3Proxy:
         """What happens to every request that no other fault is for."""
         self._always = fault
 
+    def drop(self, method: str) -> None:
+        """Nothing happens to the next requests of a method any more."""
+        self._faults[method].clear()
+
     def left(self) -> int:
         """Faults that no request has met."""
         return sum(map(len, self._faults.values()))

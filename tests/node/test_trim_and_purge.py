@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -193,3 +194,31 @@ async def test_nothing_is_trimmed_upon_a_manifest_that_was_lost(tmp_path: Path) 
         (tmp_path / "manifest").rename(manifest)
         assert (await trim(cluster, before=200))[-1].trimmed == 200
         assert await read(log, 0) == [b"%d" % number for number in range(RECORDS)]
+
+
+async def test_a_follower_under_whom_the_log_is_purged_is_told(tmp_path: Path) -> None:
+    """It skips nothing by itself, wherever it began; who begins afterwards begins at the start."""
+    tail = 3 * RECORDS
+    async with (
+        running(tmp_path, **archived(tmp_path)) as nodes,
+        sharedlog.connect(nodes.address) as cluster,
+    ):
+        log = await cluster.create_log("orders")
+        await fill(log, tail)
+        seen: list[int] = []
+
+        async def follow() -> None:
+            async with aclosing(log.read(sharedlog.EARLIEST, follow=True)) as follower:
+                async for record in follower:
+                    seen.append(record.offset)
+                    if record.offset == 5:
+                        await cluster.admin.purge("orders", before=tail)
+                        assert await log.append(b"later") == tail
+
+        with pytest.raises(sharedlog.errors.Purged) as purged:
+            await asyncio.wait_for(follow(), 60)
+        assert seen == list(range(len(seen)))
+        assert purged.value.start == tail
+        assert [it.offset async for it in log.read()] == [tail]
+        newest = await anext(log.read(sharedlog.from_tail(100)))
+        assert newest.offset == tail
