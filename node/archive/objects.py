@@ -4,7 +4,7 @@ One fetch serves all who want the same at the same time, and goes on if one of t
 kept is bounded; so is the number of fetches under way. An object never changes under its key, so
 indexes and blocks are never stale. A manifest may be, and everybody who uses it stands that: it is
 read anew when it ends below what the chain says is archived, and when an object that it names is
-gone.
+gone. Where a log starts the chain says (`start_of`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from loglet.archive.object_format import (
     split_block,
 )
 from loglet.archive.object_store import ObjectStore
+from metadata.records import LogRecord
+from metadata.store import Version
 from node.archive.lru import Lru
 from node.archive.metrics import ArchiveMetrics
 from node.flights import Flights
@@ -75,6 +77,7 @@ class ArchivedObjects:
         self._metrics = metrics
         self._manifests_store = manifests
         self._manifests = Lru[LogId, Manifest](MANIFESTS_MAX)
+        self._starts: dict[LogId, Offset] = {}  # of logs that were purged
         self._pages = Lru[str, Sequence[ObjectEntry]](PAGES_MAX)
         self._indexes = Lru[str, _Index](INDEXES_MAX)
         self._blocks = Lru[tuple[str, int], list[bytes]](block_cache_bytes)
@@ -94,6 +97,15 @@ class ArchivedObjects:
                 self._block_flights,
             ):
                 tasks.create_task(flights.run())
+
+    def on_log(self, record: LogRecord, _: Version) -> None:
+        """Nobody is to read below the log's start, whatever is kept here, or is still there."""
+        if record.start > self.start_of(record.log_id):
+            self._starts[record.log_id] = record.start
+
+    def start_of(self, log_id: LogId) -> Offset:
+        """Where the log begins, as far as is known here."""
+        return self._starts.get(log_id, Offset(0))
 
     async def manifest(self, log_id: LogId, *, upto: Offset) -> Manifest | None:
         """The log's manifest, which ends at or above `upto` unless there is none that does.

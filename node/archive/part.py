@@ -111,6 +111,9 @@ def build_archive(ground: ArchiveGround) -> ArchivePart:
             metrics=ground.metrics,
             block_cache_bytes=ground.config.block_cache_bytes,
         )
+        ground.view.on_log(archived.on_log)
+        for record, version in ground.view.logs():
+            archived.on_log(record, version)
         writer = ObjectWriter(ground.objects, now_ms=ground.clock.now_ms, new_id=ground.new_id)
         cleaner = Cleaner(ground.objects, manifests, clock=ground.clock)
         archive = Archive(manifests, Offloader(manifests, writer), cleaner)

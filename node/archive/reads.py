@@ -59,6 +59,8 @@ class ArchiveReads:
             raise InvalidArgument("the archive repairs nothing")
         manifest = await self._objects.manifest(query.loglet.log_id, upto=Offset(query.start + 1))
         limit = _limit(query, manifest)
+        if await self._is_purged(stream, query, query.start, limit):
+            return
         if manifest is None or query.start >= manifest.end:
             raise self._behind(query, manifest)
         if query.start >= limit:
@@ -68,8 +70,12 @@ class ArchiveReads:
             gap = Gap(TRIMMED, query.start, min(manifest.start, _gap_end(query)))
             await stream.send(read_answer(limit, gap=gap))
             return
+        position = query.start
         async with aclosing(self._blocks(manifest, query.start, limit)) as blocks:
             async for block in blocks:
+                if await self._is_purged(stream, query, position, limit):
+                    return
+                position = block.end
                 batches, is_last = _within(block.batches, query.start, limit)
                 sent, skipped = sift(batches, query)
                 if query.headers_only:
@@ -82,6 +88,17 @@ class ArchiveReads:
                     gap = Gap(HOLE, block.end, min(block.lost_until, limit))
                     await stream.send(read_answer(limit, gap=gap))
                     return
+
+    async def _is_purged(
+        self, stream: ReadStream, query: ReadQuery, position: Offset, limit: Offset
+    ) -> bool:
+        """Whether the log begins above by now; if so that is told, and the stream at its end."""
+        start = self._objects.start_of(query.loglet.log_id)
+        if position >= start:
+            return False
+        gap = Gap(TRIMMED, position, min(start, max(_gap_end(query), Offset(position + 1))))
+        await stream.send(read_answer(limit, gap=gap))
+        return True
 
     def _behind(self, query: ReadQuery, manifest: Manifest | None) -> ManifestBehind:
         """Only what the chain says is archived is asked of the archive."""

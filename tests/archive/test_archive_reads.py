@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import pytest
 from helpers.archive_world import LOG_ID, World
@@ -17,6 +18,7 @@ from loglet.archive.errors import ManifestBehind
 from loglet.archive.manifests import Manifests
 from loglet.wire import HOLE, TRIMMED, loglet_to_proto
 from metadata.records import LostRange
+from metadata.store import Version
 from node.archive.metrics import ArchiveMetrics
 from node.archive.objects import ArchivedObjects
 from node.archive.reads import ArchiveReads
@@ -53,7 +55,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def archive(world: World, cache_bytes: int = 100_000) -> AsyncIterator[ArchiveReads]:
+async def opened(world: World, cache_bytes: int = 100_000) -> AsyncIterator[ArchivedObjects]:
     manifests = Manifests(
         world.objects, cluster_id=CLUSTER, clock=SystemClock(), new_id=world.new_id
     )
@@ -65,11 +67,17 @@ async def archive(world: World, cache_bytes: int = 100_000) -> AsyncIterator[Arc
     )
     running = asyncio.ensure_future(objects.run())
     try:
-        yield ArchiveReads(objects)
+        yield objects
     finally:
         running.cancel()
         with suppress(asyncio.CancelledError):
             await running
+
+
+@asynccontextmanager
+async def archive(world: World, cache_bytes: int = 100_000) -> AsyncIterator[ArchiveReads]:
+    async with opened(world, cache_bytes) as objects:
+        yield ArchiveReads(objects)
 
 
 def request(
@@ -153,6 +161,29 @@ async def test_a_purged_prefix_is_trimmed() -> None:
     async with archive(world) as reads:
         assert (await read(reads, request(0, 2, 30))).gaps == [(TRIMMED, 2, 10)]
         assert (await read(reads, request(0, 10, 30))).batches == expected(world, 0, 10, 30)
+
+
+async def test_what_is_purged_is_served_no_more_though_it_is_there() -> None:
+    """Blocks and manifest are kept, and the archive has not heard of it yet; nor has the reader."""
+    world = World(FaultPlan())
+    await world.offload()
+    record = replace(world.chain.record, start=Offset(25))
+    async with opened(world) as objects:
+        reads = ArchiveReads(objects)
+        assert (await read(reads, request(0, 0, 30))).batches == expected(world, 0, 0, 30)
+
+        class Purging(Sent):
+            async def send(self, message: ReadLogletResponse) -> None:
+                await super().send(message)
+                objects.on_log(record, Version(1))
+
+        sent = Purging()
+        await reads.serve(sent, request(0, 0, 30))  # type: ignore[arg-type]
+        (gap,) = sent.gaps
+        assert gap == (TRIMMED, parse_placement(sent.batches[-1]).end, 25)
+        assert (await read(reads, request(0, 3, 30))).gaps == [(TRIMMED, 3, 25)]
+        assert (await read(reads, request(0, 3, 10))).gaps == [(TRIMMED, 3, 10)]
+        assert (await read(reads, request(0, 25, 30))).batches == expected(world, 0, 25, 30)
 
 
 @pytest.mark.parametrize(("first", "end"), [(6, 12), (27, 30), (24, 30)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ async def local_starts(nodes: DevCluster, cluster: sharedlog.Cluster) -> set[int
         found = [answer async for answer in answers]
     assert len(nodes.nodes) == 3
     return {it.ranges[0].first for it in found if it.ranges}
+
+
+async def until_start(log: sharedlog.Log, start: int) -> None:
+    """Until the client's node says that the log begins there."""
+    async with asyncio.timeout(10):
+        for pause_s in repeat(0.01):
+            if (await log.describe()).start == start:
+                return
+            await asyncio.sleep(pause_s)
 
 
 async def test_field_note_44_the_answer_states_how_far_the_trim_went(tmp_path: Path) -> None:
@@ -222,3 +232,24 @@ async def test_a_follower_under_whom_the_log_is_purged_is_told(tmp_path: Path) -
         assert [it.offset async for it in log.read()] == [tail]
         newest = await anext(log.read(sharedlog.from_tail(100)))
         assert newest.offset == tail
+
+
+async def test_what_is_purged_is_read_by_nobody_who_knew_the_log_before(tmp_path: Path) -> None:
+    """Neither clients nor nodes go on with what they remember of it, once the purge has ended."""
+    async with (
+        running(tmp_path, **archived(tmp_path)) as nodes,
+        sharedlog.connect(nodes.addresses[0]) as reading,
+        sharedlog.connect(nodes.addresses[1]) as purging,
+    ):
+        log = await reading.create_log("orders")
+        await fill(log)
+        await trim(reading, before=250)
+        for _ in range(6):  # through every node's archive
+            assert await read(log, 0) == [b"%d" % number for number in range(RECORDS)]
+        await purging.admin.purge("orders", before=10)
+        for address in nodes.addresses:  # each hears of it in a moment
+            async with sharedlog.connect(address) as other:
+                await until_start(other.log("orders"), 10)
+        for _ in range(6):
+            with pytest.raises(sharedlog.errors.Purged):
+                await read(log, 0)
