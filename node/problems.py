@@ -121,10 +121,11 @@ class Found:
             text = text or "no node holds its lease"
             text += "; another one takes over in a few seconds"
             found.append(problem_of(WARNING, "controller", text))
+        waiting = {  # once, if several nodes wait for the same
+            (it.subject, it.kind): it for it in self.work if it.message.startswith(WAITS)
+        }
         found += [
-            problem_of(WARNING, it.subject, f"{it.kind} {it.message}")
-            for it in self.work
-            if it.message.startswith(WAITS)
+            problem_of(WARNING, it.subject, f"{it.kind} {it.message}") for it in waiting.values()
         ]
         return found
 

@@ -140,7 +140,9 @@ class Admin:
             replicas=replicas,
             write_quorum=write_quorum,
         )
-        return await self._connection.call(FORK_LOG, request, timeout_s=timeout_s)
+        return await self._connection.call(
+            FORK_LOG, request, timeout_s=timeout_s, attempt_timeout_s=timeout_s
+        )
 
     async def restore_archive(
         self,
@@ -183,7 +185,9 @@ class Admin:
             InvalidArgument: the cluster has no archive. ArchiveUnavailable.
         """
         request = history_pb2.ListArchivedClustersRequest()
-        answer = await self._connection.call(LIST_ARCHIVED_CLUSTERS, request, timeout_s=timeout_s)
+        answer = await self._connection.call(
+            LIST_ARCHIVED_CLUSTERS, request, timeout_s=timeout_s, attempt_timeout_s=timeout_s
+        )
         return answer.clusters
 
     async def set_node_state(
@@ -294,7 +298,10 @@ class Admin:
             LogNotFound.
         """
         request = archive_pb2.DescribeArchiveRequest(log=name, probe=probe)
-        return await self._connection.call(DESCRIBE_ARCHIVE, request)
+        # The node waits for the archive for some seconds, and then says that it does not answer.
+        return await self._connection.call(
+            DESCRIBE_ARCHIVE, request, attempt_timeout_s=self._connection.config.timeout_s
+        )
 
     async def verify_archive(
         self, name: str, *, full: bool = False

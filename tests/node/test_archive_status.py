@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 VALUE = b"x" * 1_000
 
 
-async def until(true: Callable[[], Awaitable[bool]], deadline_s: float = 60) -> None:
+async def until(true: Callable[[], Awaitable[bool]], deadline_s: float = 100) -> None:
     async with asyncio.timeout(deadline_s):
         async for _ in ticks():
             if await true():
