@@ -20,7 +20,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sharedlog.errors import DeadlineExceeded, ProtocolError, SharedLogError, Unreachable
 from sharedlog.rpc.errors import copy_error
@@ -35,9 +35,6 @@ from sharedlog.rpc.transport import (
 )
 
 log = logging.getLogger(__name__)
-
-MESSAGES_MAX: Final = 64
-"""Messages that wait in one direction of a stream; a `send` beyond it waits for the reader."""
 
 Message = TypeVar("Message")
 
@@ -89,8 +86,8 @@ class Loopback:
 
     def stream(self, address: str, method: Method[Req, Resp]) -> ClientStream[Req, Resp]:
         """See `Transport.stream`."""
-        requests: _Pipe[Req] = _Pipe()
-        responses: _Pipe[Resp] = _Pipe()
+        requests: _Pipe[Req] = _Pipe(method.waiting_max)
+        responses: _Pipe[Resp] = _Pipe(method.waiting_max)
         client: LoopbackStream[Req, Resp] = LoopbackStream(responses, requests)
         handler = self._streams.get(method.path)
         if self._closed or handler is None:
@@ -185,10 +182,11 @@ class _Pipe(Generic[Message]):
     One reader at a time; any number of writers.
     """
 
-    __slots__ = ("_ended", "_error", "_failed", "_messages", "_reader", "_writers")
+    __slots__ = ("_ended", "_error", "_failed", "_messages", "_messages_max", "_reader", "_writers")
 
-    def __init__(self) -> None:
-        self._messages: deque[Message] = deque()  # Invariant: at most MESSAGES_MAX of them
+    def __init__(self, messages_max: int) -> None:
+        self._messages_max = messages_max
+        self._messages: deque[Message] = deque()  # Invariant: at most so many of them
         self._reader: asyncio.Future[None] | None = None
         self._writers: deque[asyncio.Future[None]] = deque()  # one for each waiting `put`
         self._ended = False  # the reader gets what waits, then the error or None
@@ -196,7 +194,7 @@ class _Pipe(Generic[Message]):
         self._error: SharedLogError | None = None
 
     async def put(self, message: Message) -> None:
-        while len(self._messages) >= MESSAGES_MAX and not self._ended:
+        while len(self._messages) >= self._messages_max and not self._ended:
             turn = asyncio.get_running_loop().create_future()
             self._writers.append(turn)
             try:

@@ -28,6 +28,7 @@ def proto_method(
     response: type[RespMessage],
     *,
     streaming: bool = False,
+    waiting_max: int = 64,
 ) -> Method[ReqMessage, RespMessage]:
     """A method whose messages are protobuf messages; `path` is "Service/Method" of sharedlog.v1."""
     return Method(
@@ -37,6 +38,7 @@ def proto_method(
         encode_response=response.SerializeToString,
         decode_response=response.FromString,
         streaming=streaming,
+        waiting_max=waiting_max,
     )
 
 
@@ -80,6 +82,7 @@ READ_LOGLET = proto_method(
     log_server_pb2.ReadLogletRequest,
     log_server_pb2.ReadLogletResponse,
     streaming=True,
+    waiting_max=4,  # of a MiB each
 )
 LIST_LOGLETS = proto_method(
     "LogServerService/ListLoglets",

@@ -40,6 +40,9 @@ class Method(Generic[Req, Resp]):
     encode_response: Callable[[Resp], bytes]
     decode_response: Callable[[bytes], Resp]
     streaming: bool = False
+    waiting_max: int = 64
+    """Messages that may wait in one direction of a stream within a process, where nothing else
+    bounds them; a `send` beyond it waits for the reader."""
 
 
 def decode(raw: bytes, decoder: Callable[[bytes], Message], path: str) -> Message:

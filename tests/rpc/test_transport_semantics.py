@@ -24,7 +24,9 @@ from sharedlog.errors import (
 from sharedlog.rpc.grpc_client import GrpcTransport
 from sharedlog.rpc.grpc_server import GrpcServer
 from sharedlog.rpc.loopback import Loopback, RoutingTransport
+from sharedlog.rpc.methods import READ_LOGLET
 from sharedlog.rpc.transport import Method, Server, ServerStream, Transport
+from sharedlog.v1 import log_server_pb2
 
 
 def _method(path: str, *, streaming: bool = False) -> Method[str, str]:
@@ -431,6 +433,28 @@ def test_a_client_that_does_not_read_stops_the_handler(run: Callable[..., None])
         stream.cancel()
 
     run(scenario, on_stream=flood)
+
+
+async def test_a_loopback_holds_few_messages_that_are_large() -> None:
+    """A method says how many of its messages may wait; nothing else bounds them."""
+    sent = 0
+
+    async def flood(stream: Any) -> None:
+        nonlocal sent
+        for _ in range(500):
+            await stream.send(log_server_pb2.ReadLogletResponse())
+            sent += 1
+
+    loopback = Loopback()
+    loopback.add_stream(READ_LOGLET, flood)
+    stream = loopback.stream("own", READ_LOGLET)
+    await _until_still(lambda: sent)
+    assert sent == READ_LOGLET.waiting_max < 10
+    await stream.receive()
+    await _until_still(lambda: sent)
+    assert sent == READ_LOGLET.waiting_max + 1
+    stream.cancel()
+    await loopback.close()
 
 
 def test_a_killed_peer_is_unreachable(run: Callable[..., None]) -> None:
