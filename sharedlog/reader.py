@@ -133,7 +133,8 @@ class LogReader:
 
     `describe` tells the chain. `verify` checks a placed batch and returns its placement; a front
     door whose clients check again may pass `parse_placement`. With `headers_only` batches come
-    without their payloads, which only `parse_placement` can check.
+    without their payloads, which only `parse_placement` can check. `prefer` is the storage_id of a
+    replica that is asked first.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class LogReader:
         config: ReaderConfig | None = None,
         verify: Verify = check_placed,
         headers_only: bool = False,
+        prefer: str = "",
     ) -> None:
         self._transport = transport
         self._describe = describe
@@ -154,6 +156,7 @@ class LogReader:
         self._config = config or ReaderConfig()
         self._verify = verify
         self._headers_only = headers_only
+        self._prefer = prefer
 
     async def read(
         self,
@@ -187,7 +190,13 @@ class LogReader:
             InvalidArgument: the key is not bytes.
         """
         only = None if key is None else Filter(hash_key(key), include_control)
-        at = Progress(start, end, Offset(max(committed, 0)), self._clock.monotonic_s())
+        at = Progress(
+            start,
+            end,
+            Offset(max(committed, 0)),
+            self._clock.monotonic_s(),
+            preferred=self._prefer,
+        )
         while at.end is None or at.position < at.end:
             segment = await self._find(at)
             if segment is None:

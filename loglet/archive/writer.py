@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -19,15 +20,23 @@ from loglet.archive.object_format import (
     decode_index,
 )
 from loglet.archive.object_store import ObjectStore
+from loglet.archive.pace import Pace
 from metadata.records import LostRange
+from sharedlog.clock import Clock
 from sharedlog.ids import LogId, Offset
 from sharedlog.limits import MIB
 from sharedlog.read_progress import ReadChunk
+from sharedlog.tasks import first_error
 
 TAIL_BYTES: Final = 64 * 1024
 """The last bytes of an object: footer and index of nearly every one."""
-READ_BACK_BYTES: Final = 4 * MIB
+READ_BACK_BYTES: Final = 2 * MIB
 """Blocks are read back in ranges of about as many."""
+READS_AT_ONCE: Final = 2
+"""So many ranges at a time, so that one is checked while the other is on its way."""
+PIECE_BYTES: Final = 1 * MIB
+"""An object goes to the store in pieces of at least as many, but for its last: each costs a turn of
+the event loop, which is busy with appends, and with some stores one of a thread."""
 
 
 class ReadCommitted(Protocol):
@@ -55,6 +64,7 @@ class _Making:
 
     def __init__(self, wanted: Wanted, object_id: str, now_ms: int) -> None:
         self._wanted = wanted
+        self._taken = 0  # bytes that were given out
         self.builder = ObjectBuilder(
             cluster_id=bytes.fromhex(wanted.cluster_id),
             log_id=wanted.log_id,
@@ -75,8 +85,7 @@ class _Making:
                         yield part
             if builder.size >= wanted.bytes_max:
                 break
-        for part in builder.finish():
-            yield part
+        yield b"".join(builder.finish())
 
     async def _add(
         self, chunks: AsyncGenerator[ReadChunk, None], end: Offset
@@ -87,10 +96,18 @@ class _Making:
                 builder.add(placed)
                 if builder.end >= end or builder.size >= self._wanted.bytes_max:
                     break
-            for part in builder.take():
-                yield part
+            if builder.size - self._taken >= PIECE_BYTES:
+                self._taken = builder.size
+                yield b"".join(builder.take())
             if builder.end >= end or builder.size >= self._wanted.bytes_max:
                 return
+
+    @property
+    def backlog(self) -> int:
+        """About how many bytes waited to be archived when this began, by what was seen of them."""
+        builder, wanted = self.builder, self._wanted
+        seen = max(1, builder.end - builder.first)
+        return builder.size * (wanted.end - builder.first) // seen
 
     def entry(self, key: str) -> ObjectEntry:
         """What the manifest is to say of it."""
@@ -105,6 +122,15 @@ class _Making:
             first_ms=builder.first_ms,
             last_ms=builder.last_ms,
         )
+
+
+async def _paced(
+    parts: AsyncGenerator[bytes, None], making: _Making, pace: Pace
+) -> AsyncGenerator[bytes, None]:
+    async for part in parts:
+        yield part
+        pace.aim(making.backlog)
+        await pace.moved(len(part))
 
 
 def split_lost(
@@ -140,11 +166,9 @@ def _runs(blocks: Sequence[Block]) -> Iterator[list[Block]]:
 class ObjectWriter:
     """Writes objects to `store`."""
 
-    def __init__(
-        self, store: ObjectStore, *, now_ms: Callable[[], int], new_id: Callable[[], str]
-    ) -> None:
+    def __init__(self, store: ObjectStore, *, clock: Clock, new_id: Callable[[], str]) -> None:
         self._store = store
-        self._now_ms = now_ms
+        self._clock = clock
         self._new_id = new_id
 
     async def write(self, wanted: Wanted, read: ReadCommitted) -> ObjectEntry:
@@ -158,15 +182,16 @@ class ObjectWriter:
         """
         name = ObjectName(wanted.first, self._new_id())
         key = object_key(wanted.cluster_id, wanted.log_id, name)
-        making = _Making(wanted, name.object_id, self._now_ms())
+        making = _Making(wanted, name.object_id, self._clock.now_ms())
+        pace = Pace(self._clock)
         async with aclosing(making.parts(read)) as parts:
-            size = await self._store.upload(key, parts)
+            size = await self._store.upload(key, _paced(parts, making, pace))
         if size != making.builder.size:
             raise CorruptObject(f"{key}: {size} bytes of {making.builder.size} were uploaded")
-        await self._verify(key, making)
+        await self._verify(key, making, pace)
         return making.entry(key)
 
-    async def _verify(self, key: str, making: _Making) -> None:
+    async def _verify(self, key: str, making: _Making, pace: Pace) -> None:
         tail, size = await self._store.read_tail(key, TAIL_BYTES)
         footer = decode_footer(tail, size)
         if footer != making.builder.footer:
@@ -175,9 +200,20 @@ class ObjectWriter:
         if len(index) < footer.index_bytes:
             at = footer.index_position
             index = await self._store.read(key, at, at + footer.index_bytes)
-        for run in _runs(decode_index(index, footer)):
-            start, end = run[0].position, run[-1].position + run[-1].size
-            data = await self._store.read(key, start, end)
-            for block in run:
-                at = block.position - start
-                check_block(data[at : at + block.size], block)
+        runs = _runs(decode_index(index, footer))
+
+        async def read_back() -> None:
+            for run in runs:
+                start, end = run[0].position, run[-1].position + run[-1].size
+                data = await self._store.read(key, start, end)
+                await pace.moved(len(data))
+                for block in run:
+                    at = block.position - start
+                    check_block(data[at : at + block.size], block)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(READS_AT_ONCE):
+                    group.create_task(read_back(), name=f"read back {key}")
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from errors

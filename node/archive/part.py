@@ -114,7 +114,7 @@ def build_archive(ground: ArchiveGround) -> ArchivePart:
         ground.view.on_log(archived.on_log)
         for record, version in ground.view.logs():
             archived.on_log(record, version)
-        writer = ObjectWriter(ground.objects, now_ms=ground.clock.now_ms, new_id=ground.new_id)
+        writer = ObjectWriter(ground.objects, clock=ground.clock, new_id=ground.new_id)
         cleaner = Cleaner(ground.objects, manifests, clock=ground.clock)
         archive = Archive(manifests, Offloader(manifests, writer), cleaner)
         trial = partial(probe, ground.objects, ground.new_id)
@@ -133,6 +133,7 @@ def build_archive(ground: ArchiveGround) -> ArchivePart:
         object_bytes=ground.config.object_bytes,
         metrics=ground.metrics,
         checkpoint=_checkpoint(ground),
+        own_storage="" if ground.log_server is None else ground.log_server.storage_id,
     )
     held = None if ground.log_server is None else ground.log_server.reads
     return ArchivePart(

@@ -292,7 +292,7 @@ async def test_a_fork_is_archived_further_and_forked() -> None:
     own.chain.record = made.record
     offloader = Offloader(
         manifests,
-        ObjectWriter(stage.world.objects, now_ms=SystemClock().now_ms, new_id=stage.world.new_id),
+        ObjectWriter(stage.world.objects, clock=SystemClock(), new_id=stage.world.new_id),
     )
     step = await offloader.step(own.chain, own.known(60), own.read, bytes_max=600)
     assert step.made is not None

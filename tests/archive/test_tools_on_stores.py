@@ -56,7 +56,7 @@ def manifests(store: ObjectStore, world: World) -> Manifests:
 @pytest.fixture
 async def manifest(store: ObjectStore, world: World, manifests: Manifests) -> Manifest:
     """All of the world's log, archived there."""
-    offloader = Offloader(manifests, ObjectWriter(store, now_ms=CLOCK.now_ms, new_id=world.new_id))
+    offloader = Offloader(manifests, ObjectWriter(store, clock=CLOCK, new_id=world.new_id))
     while True:
         step = await offloader.step(world.chain, world.known(60), world.read, bytes_max=600)
         if step.made is None:

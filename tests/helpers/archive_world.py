@@ -91,9 +91,7 @@ class World:
         """As a process makes it when it starts."""
         clock = SystemClock()
         manifests = Manifests(self.objects, cluster_id=CLUSTER, clock=clock, new_id=self.new_id)
-        return Offloader(
-            manifests, ObjectWriter(self.objects, now_ms=clock.now_ms, new_id=self.new_id)
-        )
+        return Offloader(manifests, ObjectWriter(self.objects, clock=clock, new_id=self.new_id))
 
     def new_id(self) -> str:
         return f"{next(self.ids):032x}"
