@@ -57,7 +57,7 @@ class ArchiveConfig:
     """A large object is uploaded in parts of so many bytes, one after the other. Two of them, at
     most, are in memory for each upload. From 5 MiB to 5 GiB; an object has at most 10,000 parts."""
 
-    multipart_bytes: int = 16 * MIB
+    multipart_bytes: int = 8 * MIB
     """An object of up to so many bytes is uploaded by one request, and held in memory until then.
     At least `part_bytes`."""
 

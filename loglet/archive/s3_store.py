@@ -15,7 +15,7 @@ bucket is gone.
 who reads, as blocks and manifests have checksums of their own.
 
 **Memory.** An upload holds up to `multipart_bytes` before it is known whether it is one request or
-several; then a part that is being sent, and what has come of the next.
+several; then a part that is being sent, and the next, which is gathered meanwhile.
 
 The library is loaded when the store is first used (`s3_client`).
 """
@@ -75,6 +75,20 @@ _LOOKS_IF_REFUSED: Final = 4
 _LOOK_AGAIN_S: Final = 0.05
 _PLAIN_BODY_MAX: Final = 1 * MIB
 """Larger ones are handed over as a file, so that they do not hold up the loop."""
+_SEND_BYTES: Final = 512 * KIB
+"""So much of a file is sent in a turn of the event loop."""
+
+
+class _Body(io.BytesIO):
+    """What is sent.
+
+    aiohttp reads 64 KiB in each turn of the event loop, which appends keep busy: an object would
+    take hundreds of turns. So it gets more than it asks for.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As of any file, but for small sizes."""
+        return super().read(size if size is None or size < 0 else max(size, _SEND_BYTES))
 
 
 class _Fetched(NamedTuple):
@@ -347,24 +361,35 @@ class S3Store:
         upload_id = await self._begin(key)
         done: list[CompletedPartTypeDef] = []
         size, part_bytes = 0, self._settings.part_bytes
+        sending: asyncio.Task[CompletedPartTypeDef] | None = None  # while the next is gathered
         try:
             while True:
                 while len(held) > part_bytes:
                     data = bytes(memoryview(held)[:part_bytes])
                     del held[:part_bytes]
-                    done.append(await self._send_part(key, upload_id, len(done) + 1, data))
+                    if sending is not None:
+                        done.append(await sending)
+                    part = self._send_part(key, upload_id, len(done) + 1, data)
+                    sending = asyncio.create_task(part, name=f"part {len(done) + 1} of {key}")
                     size += len(data)
-                    del data
+                    del data, part
                 piece = await anext(parts, None)
                 if piece is None:
                     break
                 held += piece
+            if sending is not None:
+                done.append(await sending)
             # Never empty: at the end of the loop it is too little for a part, or just one.
             last = bytes(held)
             done.append(await self._send_part(key, upload_id, len(done) + 1, last))
             size += len(last)
             await self._complete(key, upload_id, done, size)
         except BaseException:
+            if sending is not None:
+                sending.cancel()
+                await asyncio.wait([sending])
+                if not sending.cancelled():
+                    sending.exception()  # what is raised says more, or the same
             await self._abort(key, upload_id)
             raise
         return size
@@ -472,7 +497,7 @@ def _status_of(error: BaseException | None) -> int:
 
 
 def _body(data: bytes) -> bytes | io.BytesIO:
-    return data if len(data) <= _PLAIN_BODY_MAX else io.BytesIO(data)
+    return data if len(data) <= _PLAIN_BODY_MAX else _Body(data)
 
 
 def _checksum(data: bytes) -> str:
