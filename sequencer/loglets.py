@@ -19,7 +19,7 @@ from sequencer.producers import ProducerTable, Remembered
 from sequencer.session import AppendSession, SessionSlot
 from sequencer.state import LogState
 from sharedlog.errors import SharedLogError
-from sharedlog.ids import LogletId, Offset
+from sharedlog.ids import LogletId, NodeId, Offset
 
 SEARCHES_PER_LOG_MAX: Final = 2
 
@@ -118,6 +118,8 @@ class ActiveLoglet:
     stateless: str = ""  # why the log's state could not be had so far
     gate_timer: asyncio.TimerHandle | None = None
     progress: asyncio.Future[None] | None = None  # somebody waits until less is in flight
+    committed_records: int = 0  # by this process
+    committed_bytes: int = 0
     left: bool = False  # the chain has moved on
     search_places: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(SEARCHES_PER_LOG_MAX)
@@ -159,6 +161,15 @@ class ActiveLoglet:
             self.repeated[first] = left
         else:
             self.repeated.pop(first, None)
+
+    @property
+    def record_bytes(self) -> float | None:
+        """Mean size of the records that this process has committed; None if there are none."""
+        return self.committed_bytes / self.committed_records if self.committed_records else None
+
+    def lagging_on(self) -> list[NodeId]:
+        """Nodes of the replicas that lag; see `SequencerCore.lagging`."""
+        return [self.links[replica].replica.node_id for replica in self.core.lagging()]
 
     @property
     def known_state(self) -> LogState:

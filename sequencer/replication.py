@@ -317,6 +317,8 @@ class Replication:
             records += batch.end - batch.first
             size += len(batch.placed)
         active.advanced_s = now_s
+        active.committed_records += records
+        active.committed_bytes += size
         metrics.batches.inc(len(batches))
         metrics.records.inc(records)
         metrics.bytes.inc(size)

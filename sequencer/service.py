@@ -304,18 +304,18 @@ class Sequencer:
         active = self._active.get(loglet)
         return None if active is None else active.core.committed_tail
 
+    def record_bytes(self, loglet: LogletId) -> float | None:
+        """Mean size of the records that this process has committed; None if there are none."""
+        active = self._active.get(loglet)
+        return None if active is None else active.record_bytes
+
     def status(self) -> SequencerStatus:
         """What this process orders and which replicas lag."""
         owned = [active for active in self._active.values() if active.core.ended is None]
-        lagging = {
-            active.loglet: [active.links[replica].replica.node_id for replica in replicas]
-            for active in owned
-            if (replicas := active.core.lagging())
-        }
         return SequencerStatus(
             logs=len(owned),
             in_flight_bytes=self._replication.in_flight_bytes,
-            lagging=lagging,
+            lagging={it.loglet: nodes for it in owned if (nodes := it.lagging_on())},
             sealed=len(self._active) - len(owned),
             moved=self._moved,
         )

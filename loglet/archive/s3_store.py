@@ -359,40 +359,50 @@ class S3Store:
     async def _upload_in_parts(self, key: str, held: bytearray, parts: AsyncIterator[bytes]) -> int:
         """`held` was taken from `parts` already."""
         upload_id = await self._begin(key)
-        done: list[CompletedPartTypeDef] = []
-        size, part_bytes = 0, self._settings.part_bytes
-        sending: asyncio.Task[CompletedPartTypeDef] | None = None  # while the next is gathered
         try:
-            while True:
-                while len(held) > part_bytes:
-                    data = bytes(memoryview(held)[:part_bytes])
-                    del held[:part_bytes]
-                    if sending is not None:
-                        done.append(await sending)
-                    part = self._send_part(key, upload_id, len(done) + 1, data)
-                    sending = asyncio.create_task(part, name=f"part {len(done) + 1} of {key}")
-                    size += len(data)
-                    del data, part
-                piece = await anext(parts, None)
-                if piece is None:
-                    break
-                held += piece
-            if sending is not None:
-                done.append(await sending)
-            # Never empty: at the end of the loop it is too little for a part, or just one.
-            last = bytes(held)
-            done.append(await self._send_part(key, upload_id, len(done) + 1, last))
-            size += len(last)
+            async with asyncio.TaskGroup() as tasks:
+                done, size = await self._send_parts(key, upload_id, held, parts, tasks)
             await self._complete(key, upload_id, done, size)
+        except BaseExceptionGroup as errors:
+            await self._abort(key, upload_id)
+            raise first_error(errors) from errors
         except BaseException:
-            if sending is not None:
-                sending.cancel()
-                await asyncio.wait([sending])
-                if not sending.cancelled():
-                    sending.exception()  # what is raised says more, or the same
             await self._abort(key, upload_id)
             raise
         return size
+
+    async def _send_parts(
+        self,
+        key: str,
+        upload_id: str,
+        held: bytearray,
+        parts: AsyncIterator[bytes],
+        tasks: asyncio.TaskGroup,
+    ) -> tuple[Sequence[CompletedPartTypeDef], int]:
+        """Send all; while a part is on its way the next is gathered. The size of all."""
+        done: list[CompletedPartTypeDef] = []
+        size, part_bytes = 0, self._settings.part_bytes
+        sending: asyncio.Task[CompletedPartTypeDef] | None = None
+        while True:
+            while len(held) > part_bytes:
+                data = bytes(memoryview(held)[:part_bytes])
+                del held[:part_bytes]
+                if sending is not None:
+                    done.append(await sending)
+                part = self._send_part(key, upload_id, len(done) + 1, data)
+                sending = tasks.create_task(part, name=f"part {len(done) + 1} of {key}")
+                size += len(data)
+                del data, part
+            piece = await anext(parts, None)
+            if piece is None:
+                break
+            held += piece
+        if sending is not None:
+            done.append(await sending)
+        # Never empty: at the end of the loop it is too little for a part, or just one.
+        last = bytes(held)
+        done.append(await self._send_part(key, upload_id, len(done) + 1, last))
+        return done, size + len(last)
 
     async def _begin(self, key: str) -> str:
         settings = self._settings

@@ -25,7 +25,7 @@ from node.archive.metrics import ArchiveMetrics
 from node.archive.retention import local_start_wanted, start_wanted
 from node.archive.troubles import Troubles
 from node.archive.work import History
-from node.controller.work import WorkBoard
+from node.controller.work import Job, WorkBoard
 from node.tails import Tails
 from sequencer.service import Sequencer
 from sharedlog.backoff import Backoff
@@ -130,9 +130,7 @@ class Archivist:
             if kept is None:
                 asked += 1
                 kept = await self._begin(record)
-            tail = self._sequencer.committed_tail(record.loglet(record.open_segment))
-            committed = kept.backlog.committed if tail is None else tail
-            kept.backlog.look(record.archived_end, committed, now_s)
+            self._see(record, kept, now_s)
             if (
                 not kept.is_busy
                 and now_s >= kept.not_before_s
@@ -156,6 +154,14 @@ class Archivist:
         kept.retention_at_s = self._clock.monotonic_s() + self._random.uniform(0, every_s)
         return kept
 
+    def _see(self, record: LogRecord, kept: _Kept, now_s: float) -> None:
+        """How much of the log waits to be archived."""
+        loglet = record.loglet(record.open_segment)
+        tail = self._sequencer.committed_tail(loglet)
+        committed = kept.backlog.committed if tail is None else tail
+        kept.backlog.committed_mean(self._sequencer.record_bytes(loglet))
+        kept.backlog.look(record.archived_end, committed, now_s)
+
     def _is_due(self, record: LogRecord, kept: _Kept, now_s: float) -> bool:
         if self._should_offload(kept, now_s) or self._should_tell(record, kept, now_s):
             return True
@@ -174,10 +180,16 @@ class Archivist:
     async def _tend(self, record: LogRecord, kept: _Kept) -> None:
         """Do what is due for one log; trouble is told, and tried again later."""
         try:
-            async with self._places:
-                await self._do(record, kept)
-            kept.backoff.reset()
-            self._troubles.remove(record.log_id)
+            while True:
+                async with self._places:
+                    record = await self._do(record, kept)
+                kept.backoff.reset()
+                self._troubles.remove(record.log_id)
+                now_s = self._clock.monotonic_s()
+                self._see(record, kept, now_s)
+                # Enough for an object again: others that wait for a place have it first.
+                if not self._should_offload(kept, now_s):
+                    return
         except SharedLogError as error:
             pause_s = kept.backoff.next_s()
             kept.not_before_s = self._clock.monotonic_s() + pause_s
@@ -189,22 +201,12 @@ class Archivist:
         finally:
             kept.is_busy = False
 
-    async def _do(self, record: LogRecord, kept: _Kept) -> None:
+    async def _do(self, record: LogRecord, kept: _Kept) -> LogRecord:
         known = Committed(record.open_segment.index, kept.backlog.committed)
         now_s = self._clock.monotonic_s()
         if self._should_offload(kept, now_s):
             with self._board.doing("archive", f"log {record.name}") as job:
-
-                async def told(step: Step) -> bool:
-                    assert step.made is not None
-                    kept.backlog.archived(step.made.records, step.made.size)
-                    kept.backlog.look(step.manifest.end, known.tail, now_s)
-                    job.message = f"up to offset {step.manifest.end}"
-                    # What is left waits for more, lest there be a small object each time.
-                    return self._should_offload(kept, now_s)
-
-                record = await self._history.offload(record, known, known.tail, told=told)
-            kept.backlog.look(record.archived_end, kept.backlog.committed, now_s)
+                record = await self._offload(record, known, kept, job)
             kept.retention_at_s = now_s
         if record.retention != NO_RETENTION and now_s >= kept.retention_at_s:
             kept.retention_at_s = now_s + self._config.retention_every_s
@@ -218,6 +220,25 @@ class Archivist:
                 kept.tell_backoff.reset()
                 # They may keep a little more, for the next sequencer: the next trim takes that.
                 kept.told = trimmed.record.trimmed
+        return record
+
+    async def _offload(
+        self, record: LogRecord, known: Committed, kept: _Kept, job: Job
+    ) -> LogRecord:
+        """Archive what is committed, as long as that is enough for objects."""
+
+        async def told(step: Step) -> bool:
+            assert step.made is not None
+            kept.backlog.archived(step.made.records, step.made.size)
+            now_s = self._clock.monotonic_s()
+            kept.backlog.look(step.manifest.end, known.tail, now_s)
+            job.message = f"up to offset {step.manifest.end}"
+            # What is left waits for more, lest there be a small object each time.
+            return self._should_offload(kept, now_s)
+
+        record = await self._history.offload(record, known, known.tail, told=told)
+        kept.backlog.look(record.archived_end, known.tail, self._clock.monotonic_s())
+        return record
 
     async def _retain(self, record: LogRecord, known: Committed, kept: _Kept) -> LogRecord:
         """Trim and purge what the log's retention lets go."""

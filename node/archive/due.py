@@ -1,8 +1,8 @@
 """When a log's committed records are to be archived: by size, or by age.
 
 How many bytes wait is not known without reading them. It is guessed from their number and the size
-of the records that were archived last; a wrong guess makes an object smaller or later, and the next
-guess better. Pure.
+of the records that were archived last, or that were committed if none were yet; a wrong guess makes
+an object smaller or later, and the next guess better. Pure.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Backlog:
     committed: Offset
     since_s: float | None = None  # monotonic; when the oldest of it was first seen to wait
     record_bytes: float = RECORD_BYTES_GUESS
+    has_archived: bool = False  # since it is looked at
 
     def look(self, archived_end: Offset, committed: Offset, now_s: float) -> None:
         """How far the log is by now."""
@@ -35,7 +36,12 @@ class Backlog:
     def archived(self, records: int, size: int) -> None:
         """An object was made."""
         if records:
-            self.record_bytes = size / records
+            self.record_bytes, self.has_archived = size / records, True
+
+    def committed_mean(self, record_bytes: float | None) -> None:
+        """Mean size of what was committed of late, if it is known."""
+        if record_bytes is not None and not self.has_archived:
+            self.record_bytes = record_bytes
 
     @property
     def bytes_guess(self) -> int:

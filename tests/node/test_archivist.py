@@ -42,6 +42,9 @@ class Node:
     def committed_tail(self, _: object) -> Offset:
         return Offset(60)
 
+    def record_bytes(self, _: object) -> None:
+        return None
+
     async def known(self, _: str) -> Offset:
         return Offset(60)
 
