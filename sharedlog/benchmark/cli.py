@@ -328,6 +328,76 @@ def exactly_once(settings: Settings, /, **asked: Any) -> None:
         _print_nested(found)
 
 
+@bench.command(
+    cls=ExamplesCommand,
+    examples="""
+sharedlog bench archive                           into a folder; some three minutes
+sharedlog bench archive --rounds 1 --seconds 5 --json
+sharedlog bench archive --archive s3://bench/run1 --endpoint http://127.0.0.1:7480
+""",
+)
+@click.option(
+    "--archive",
+    metavar="URL",
+    default="",
+    help="Where to archive; what is written stays there.  [default: a folder, removed afterwards]",
+)
+@click.option("--endpoint", metavar="URL", default="", help="Of a server that speaks S3.")
+@click.option(
+    "--mb-per-s",
+    type=click.FloatRange(min=0.1),
+    default=50.0,
+    show_default=True,
+    help="Megabytes (10^6) of records that are appended per second.",
+)
+@click.option("--record-bytes", type=_RECORD_BYTES, default=1024, show_default=True)
+@click.option("--seconds", type=_SECONDS, default=10.0, show_default=True, help="Of each turn.")
+@click.option("--rounds", type=click.IntRange(1, 1_000), default=3, show_default=True)
+@click.option(
+    "--object-mib",
+    type=click.IntRange(1, 1024),
+    default=32,
+    show_default=True,
+    help="Size of an archived object.",
+)
+@click.option(
+    "--reads",
+    type=click.IntRange(1, 10_000),
+    default=50,
+    show_default=True,
+    help="First records that are read at random offsets.",
+)
+@click.option("--passes", type=click.IntRange(1, 1_000), default=3, show_default=True)
+@click.option("--nodes", type=click.IntRange(1, 9), default=3, show_default=True)
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where the clusters have their data.  [default: the temporary directory]",
+)
+@output_options
+@pass_settings
+def archive(settings: Settings, /, **asked: Any) -> None:
+    """What archiving costs appends, and how fast the archive is read.
+
+    Two fresh clusters of this machine, one with an archive, get the same load in turn. Then what
+    was archived is trimmed from the log servers, and both logs are read. Credentials for S3 are
+    taken from the environment, as by the nodes.
+    """
+    from sharedlog.benchmark.archive import ArchiveBenchFailed, ArchivePlan, run_archive
+
+    try:
+        found = _on_fresh_cluster(lambda say: run_archive(ArchivePlan(**asked), say))
+    except* ArchiveBenchFailed as errors:
+        raise CliFailure(str(errors.exceptions[0])) from errors
+    if settings.json:
+        from sharedlog.cli.output import print_json
+
+        print_json(found)
+    else:
+        _print_nested(found)
+
+
 def _print_nested(found: dict[str, Any], indent: str = "") -> None:
     """Figures by name, a group's indented below it."""
     for name, value in found.items():

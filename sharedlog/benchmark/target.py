@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import selectors
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +36,8 @@ class TargetPlan:
     replicas: int = 0
     """0: the cluster's default."""
     write_quorum: int = 0
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Further SHAREDLOG_* environment of the nodes of a fresh cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,9 @@ async def open_target(plan: TargetPlan) -> AsyncIterator[Target]:
             directory = stack.enter_context(
                 TemporaryDirectory(prefix="sharedlog-bench-", dir=plan.directory)
             )
-            dev = await stack.enter_async_context(DevCluster(Path(directory), nodes=plan.dev_nodes))
+            dev = await stack.enter_async_context(
+                DevCluster(Path(directory), nodes=plan.dev_nodes, settings=plan.settings)
+            )
             address = dev.address
             replicas = replicas or min(3, plan.dev_nodes)
             http_addresses += [node.http_address for node in dev.nodes.values()]
