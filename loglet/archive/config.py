@@ -53,7 +53,7 @@ class ArchiveConfig:
     sse_kms_key_id: str = ""
     """Key for `aws:kms` and `aws:kms:dsse`. "": the account's default key."""
 
-    part_bytes: int = 8 * MIB
+    part_bytes: int = 5 * MIB
     """A large object is uploaded in parts of so many bytes, one after the other. Two of them, at
     most, are in memory for each upload. From 5 MiB to 5 GiB; an object has at most 10,000 parts."""
 

@@ -40,8 +40,11 @@ TAIL_BYTES: Final = 32 * 1024
 MANIFESTS_MAX: Final = 64
 PAGES_MAX: Final = 32
 INDEXES_MAX: Final = 1_024
-FETCHES_MAX: Final = 16
-"""Requests to the store at once; one of a block has some 512 KiB."""
+FETCHES_MAX: Final = 8
+"""Requests to the store at once."""
+RUN_BLOCKS: Final = 4
+"""Blocks that one request fetches for who reads on and on: some 2 MiB."""
+READ_AHEAD_RUNS: Final = 2
 
 
 class OpenObject(NamedTuple):
@@ -86,6 +89,7 @@ class ArchivedObjects:
         self._page_flights = Flights[str, Sequence[ObjectEntry]]("a page's")
         self._index_flights = Flights[str, _Index]("an object's")
         self._block_flights = Flights[tuple[str, int], list[bytes]]("a block's")
+        self._run_flights = Flights[tuple[str, range], list[list[bytes]]]("a run's")
 
     async def run(self) -> None:
         """Own the fetches, until cancelled."""
@@ -95,6 +99,7 @@ class ArchivedObjects:
                 self._page_flights,
                 self._index_flights,
                 self._block_flights,
+                self._run_flights,
             ):
                 tasks.create_task(flights.run())
 
@@ -178,20 +183,31 @@ class ArchivedObjects:
         batches = self._blocks.get(key)
         if batches is None:
             batches = await self._block_flights.join(key, lambda: self._fetch_block(opened, number))
-        if opened.blocks[number].end <= opened.entry.end:
-            return batches
-        return [it for it in batches if parse_placement(it).first < opened.entry.end]
+        return _below_end(opened, number, batches)
 
-    def read_ahead(self, opened: OpenObject, numbers: range) -> None:
-        """Begin to fetch these blocks, unless many fetches are under way already."""
-        for number in numbers:
-            key = opened.entry.key, number
-            if number >= len(opened.blocks) or self._places.locked():
+    async def run_from(self, opened: OpenObject, number: int) -> list[list[bytes]]:
+        """A block and some that follow, for who wants those as well. Raises as `block`."""
+        batches = self._blocks.get((opened.entry.key, number))
+        if batches is not None:
+            return [_below_end(opened, number, batches)]
+        run = _run_of(opened, number)
+        found = await self._run_flights.join(
+            (opened.entry.key, run), lambda: self._fetch_run(opened, run)
+        )
+        return [_below_end(opened, at, batches) for at, batches in zip(run, found, strict=True)]
+
+    def read_ahead(self, opened: OpenObject, number: int) -> None:
+        """Begin to fetch what follows a block, unless many fetches are under way already."""
+        run = _run_of(opened, number)
+        for _ in range(READ_AHEAD_RUNS):
+            if run.stop >= len(opened.blocks) or self._places.locked():
                 return
-            if self._blocks.get(key) is None:
-                self._block_flights.start(
-                    key,
-                    lambda number=number: self._fetch_block(opened, number),  # type: ignore[misc]
+            run = _run_of(opened, run.stop)
+            key = opened.entry.key
+            if any(self._blocks.get((key, it)) is None for it in run):
+                self._run_flights.start(
+                    (key, run),
+                    lambda run=run: self._fetch_run(opened, run),  # type: ignore[misc]
                 )
 
     async def _load(self, log_id: LogId) -> Manifest | None:
@@ -234,6 +250,31 @@ class ArchivedObjects:
         batches = split_block(data, block)
         self._blocks.put((key, number), batches, block.size)
         return batches
+
+    async def _fetch_run(self, opened: OpenObject, run: range) -> list[list[bytes]]:
+        blocks, key = opened.blocks[run.start : run.stop], opened.entry.key
+        start, end = blocks[0].position, blocks[-1].position + blocks[-1].size
+        async with self._places:
+            data = await self._store.read(key, start, end)
+        found = []
+        for number, block in zip(run, blocks, strict=True):
+            at = block.position - start
+            batches = split_block(data[at : at + block.size], block)
+            self._blocks.put((key, number), batches, block.size)
+            found.append(batches)
+        return found
+
+
+def _run_of(opened: OpenObject, number: int) -> range:
+    """The blocks that are fetched together with this one, which is the first of them."""
+    stop = number - number % RUN_BLOCKS + RUN_BLOCKS
+    return range(number, min(stop, len(opened.blocks)))
+
+
+def _below_end(opened: OpenObject, number: int, batches: list[bytes]) -> list[bytes]:
+    if opened.blocks[number].end <= opened.entry.end:
+        return batches
+    return [it for it in batches if parse_placement(it).first < opened.entry.end]
 
 
 def find_entry(entries: Sequence[ObjectEntry], offset: Offset) -> ObjectEntry | None:

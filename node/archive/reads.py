@@ -15,7 +15,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from loglet.archive.errors import ManifestBehind
 from loglet.archive.manifest import Manifest
@@ -28,8 +28,6 @@ from sharedlog.batch import HEADERS_BYTES, parse_placement
 from sharedlog.errors import InvalidArgument, ObjectNotFound
 from sharedlog.ids import Offset
 from sharedlog.v1.log_server_pb2 import FindTimeRequest, FindTimeResponse, ReadLogletRequest
-
-READ_AHEAD_BLOCKS: Final = 4
 
 
 class ArchivedBlock(NamedTuple):
@@ -142,20 +140,27 @@ class ArchiveReads:
             if opened is None:
                 return
             blocks = opened.blocks
-            for number in range(block_at(blocks, position), len(blocks)):
-                if blocks[number].first > position:
-                    yield ArchivedBlock([], position, blocks[number].first)
-                    return
-                ahead = range(number + 1, number + 1 + READ_AHEAD_BLOCKS)
-                self._objects.read_ahead(opened, ahead)
-                batches = await self._objects.block(opened, number)
-                position = min(blocks[number].end, opened.entry.end)
-                yield ArchivedBlock(batches, position)
-                if position >= end:
-                    return
+            number = block_at(blocks, position)
+            while number < len(blocks):
+                for batches in await self._fetch(opened, number, goes_on=position > start):
+                    if blocks[number].first > position:
+                        yield ArchivedBlock([], position, blocks[number].first)
+                        return
+                    position = min(blocks[number].end, opened.entry.end)
+                    yield ArchivedBlock(batches, position)
+                    if position >= end:
+                        return
+                    number += 1
             if position < opened.entry.end:
                 yield ArchivedBlock([], position, opened.entry.end)
                 return
+
+    async def _fetch(self, opened: OpenObject, number: int, *, goes_on: bool) -> list[list[bytes]]:
+        """A block, which comes alone as soon as it can; or, for who reads on, more of them."""
+        if not goes_on:
+            return [await self._objects.block(opened, number)]
+        self._objects.read_ahead(opened, number)
+        return await self._objects.run_from(opened, number)
 
     async def _open_at(self, manifest: Manifest, offset: Offset) -> OpenObject | None:
         entry = await self._objects.entry_at(manifest, offset)
