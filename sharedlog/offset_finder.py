@@ -148,7 +148,7 @@ class OffsetFinder:
         for replica in replicas:
             if search.done or search.segment is None or search.segment.index != segment.index:
                 break
-            high = search.high
+            high = _upto(search, segment)
             if replica.is_archive:  # what the chain does not say is archived may not be in the log
                 high = min(high, Offset(description.archived_end))
             request = log_server_pb2.FindTimeRequest(
@@ -189,7 +189,7 @@ class OffsetFinder:
     async def _read_headers(self, search: OffsetSearch, segment: types_pb2.Segment) -> None:
         """Look at the batches that are left, as a reader gets them, in order."""
         losses = [lost.first for lost in segment.lost if lost.first > search.low]
-        end = min([search.high, *(Offset(first) for first in losses)])
+        end = min([_upto(search, segment), *(Offset(first) for first in losses)])
         seen = 0
         chunks = self._headers.read(search.low, end, committed=end)
         try:
@@ -206,3 +206,8 @@ class OffsetFinder:
     def _note(self, replica: Replica, error: SharedLogError) -> None:
         fields = {"replica": replica.node_id, "error": str(error)}
         log.debug("find_offset.replica_failed", extra=fields)
+
+
+def _upto(search: OffsetSearch, segment: types_pb2.Segment) -> Offset:
+    """Where what is to be looked at of the segment ends."""
+    return min(search.high, Offset(segment.end)) if segment.HasField("end") else search.high

@@ -76,11 +76,16 @@ class OffsetSearch:
 
     @property
     def segment(self) -> types_pb2.Segment | None:
-        """The segment that holds all of [low, high); None: see `look_at`."""
+        """The segment to look at, from `low` on; None: see `look_at`.
+
+        It holds all that is left, or what follows it does not tell, for its claim is doubted.
+        """
         found = self._segment
         if found is None or self.low < found.base:
             return None
-        return found if not found.HasField("end") or self.high <= found.end else None
+        if not found.HasField("end") or self.high <= found.end:
+            return found
+        return found if self.low < found.end and found.end in self._doubted else None
 
     @property
     def look_at(self) -> Offset:
@@ -102,7 +107,7 @@ class OffsetSearch:
                 self._on_claim(segment.base)
             else:
                 self._lower_high(segment.base)
-        self.on_start(Offset(description.start))
+        self._begin(Offset(description.start))
         if description.chain and description.chain[0].base > asked:
             self._prove(description.chain[0].base)  # nothing is kept below the first
         found = find_segment(description, self.low)
@@ -114,8 +119,7 @@ class OffsetSearch:
 
     def on_start(self, start: Offset) -> None:
         """The log begins there by now: nothing is kept below."""
-        self._start = max(self._start, start)
-        self._prove(start)
+        self._begin(start)
         self._settle()
 
     def on_placement(self, placement: Placement) -> None:
@@ -135,6 +139,10 @@ class OffsetSearch:
             return
         self._claim, self._below_claim = base, self.low
         self.low = Offset(base)
+
+    def _begin(self, start: Offset) -> None:
+        self._start = max(self._start, start)
+        self._prove(start)
 
     def _prove(self, offset: int) -> None:
         """Everything below is earlier than the moment, or not kept."""

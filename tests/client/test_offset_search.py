@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from helpers.log_servers import flipped, placed
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from loglet.time_search import find_neighbours
@@ -102,6 +102,12 @@ def build(segments: Segments) -> ModelLog:
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(SEGMENTS, st.integers(0, 40), st.integers(3, 5), st.permutations(range(REPLICAS)))
+@example(
+    [*[([], 0, False, 0)] * 3, ([(1, 0, "www")] * 8, 0, False, 0), ([], 0, True, 0)],
+    1,
+    3,
+    [0, 1, 2],
+)
 def test_holes_and_damage_never_make_it_wrong(
     segments: Segments,
     moment_ms: int,
