@@ -33,7 +33,7 @@ def archiving(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         tmp_path_factory.mktemp("archiving"),
         settings={
             "SHAREDLOG_ARCHIVE__URL": f"file://{archive}",
-            "SHAREDLOG_OFFLOAD__OBJECT_BYTES": str(1 << 20),
+            "SHAREDLOG_OFFLOAD__OBJECT_BYTES": str(64 << 20),
             "SHAREDLOG_OFFLOAD__OFFLOAD_AFTER_S": "3600",
         },
     )
@@ -109,6 +109,8 @@ def test_a_log_is_offloaded_trimmed_and_purged(cli: Cli, archive: Path, log: str
 
 def test_verify_finds_what_is_gone_and_what_is_damaged(cli: Cli, archive: Path, log: str) -> None:
     """Exit code 1, a line for each finding, an object for each in JSON."""
+    cli.ok("log", "offload", log)
+    cli.ok("append", log, stdin=b"more\n")
     cli.ok("log", "offload", log)
     objects = sorted(folder_of(cli, archive, log).glob("*.slog"))
     assert "is sound" in cli.ok("archive", "verify", log).text
