@@ -24,7 +24,7 @@ class OffloadConfig:
     retention_every_s: float = 60.0
     """How often a log's retention is looked at, besides after each offload."""
 
-    block_cache_bytes: int = 32 * MIB
+    block_cache_bytes: int = 24 * MIB
     """Blocks of archived objects that are kept in memory for readers."""
 
     def validate(self) -> None:
