@@ -98,7 +98,7 @@ class Killer:
             return await lose_request(request, forward)
 
         self._s3.always(fault)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await met.wait()
         self._s3.always(None)
         await self.again(victim)
@@ -120,7 +120,7 @@ class Killer:
 
 async def ticks(*, every_s: float = 0.1) -> AsyncIterator[None]:
     """Until there is nothing to wait for any more; an error if that takes too long."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             yield
             await asyncio.sleep(every_s)

@@ -149,7 +149,7 @@ def manifest_not_compared(patch: Patch) -> None:
 @mutant(
     "a page is named before what the store has was read back",
     mix="archive damage",
-    seeds=20,
+    seeds=40,
     kinds="named unreadable",
 )
 def page_named_unread(patch: Patch) -> None:
