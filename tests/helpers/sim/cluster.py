@@ -144,6 +144,7 @@ class SimNode:
     def wipe(self) -> None:
         """The disk is gone: the next life has an empty one."""
         assert not self.up
+        self.disk.is_gone = True
         self.disk = self._cluster.new_disk(str(self.node_id))
 
     def pause(self) -> None:

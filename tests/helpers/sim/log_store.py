@@ -115,6 +115,7 @@ class SimDisk:
         self._on_stored = on_stored
         self._on_trimmed = on_trimmed
         # What was trimmed and deleted, for the judges; of damaged batches nothing is kept.
+        self.is_gone = False  # the node has another one
         self._dropped: dict[LogletId, list[PutBatch]] = defaultdict(list)
 
     def open(self) -> SimLogStore:
@@ -210,8 +211,14 @@ class SimDisk:
         return [batch for batch in found if batch.end > start]
 
     def ever(self, loglet: LogletId) -> list[PutBatch]:
-        """Every batch that it has, or had until it was trimmed; in no order, for judges."""
-        return self._dropped[loglet] + self.read(loglet, Offset(0), Offset(1 << 62))
+        """Every batch that it has, or had until it was trimmed; in no order, for judges.
+
+        Not what was damaged when the disk was taken away: nobody could mend that any more.
+        """
+        held = self.read(loglet, Offset(0), Offset(1 << 62))
+        if self.is_gone:
+            held = [batch for batch in held if (loglet, batch.first) not in self.damaged]
+        return self._dropped[loglet] + held
 
 
 class SimLogStore:
