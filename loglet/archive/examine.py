@@ -8,20 +8,17 @@ from typing import Final, NamedTuple
 from loglet.archive.errors import CorruptObject
 from loglet.archive.layout import log_prefix, parse_object_key
 from loglet.archive.object_format import (
-    FOOTER_BYTES,
     Block,
     Footer,
-    decode_footer,
     decode_index,
     split_block,
 )
+from loglet.archive.object_reads import read_end, runs_of
 from loglet.archive.object_store import ObjectStore
 from sharedlog.batch import check_placed
 from sharedlog.errors import CorruptBatch
 from sharedlog.limits import MIB
 
-TAIL_BYTES: Final = 64 * 1024
-"""The last bytes of an object: footer and index of nearly every one."""
 READ_BYTES: Final = 4 * MIB
 """Blocks are read in ranges of about as many."""
 
@@ -43,8 +40,7 @@ async def examine(store: ObjectStore, key: str) -> Examined:
 
     **Cancellation:** ends the wait.
     """
-    tail, size = await store.read_tail(key, TAIL_BYTES)
-    footer = decode_footer(tail, size)
+    footer, index, size = await read_end(store, key)
     name = parse_object_key(key)
     if name is not None:
         directory = key.rpartition("/")[0] + "/"
@@ -56,10 +52,6 @@ async def examine(store: ObjectStore, key: str) -> Examined:
                 f"it is object {footer.object_id.hex()} of "
                 f"{log_prefix(footer.cluster_id.hex(), footer.log_id)}, by its footer"
             )
-    index = tail[-(footer.index_bytes + FOOTER_BYTES) : -FOOTER_BYTES]
-    if len(index) < footer.index_bytes:
-        at = footer.index_position
-        index = await store.read(key, at, at + footer.index_bytes)
     return Examined(size, footer, decode_index(index, footer))
 
 
@@ -71,7 +63,7 @@ async def read_blocks(
     Raises:
         CorruptObject: a block is damaged, or a batch in it. ObjectNotFound, ArchiveUnavailable.
     """
-    for run in _runs(blocks):
+    for run in runs_of(blocks, READ_BYTES):
         start, end = run[0].position, run[-1].position + run[-1].size
         data = await store.read(key, start, end)
         for block in run:
@@ -85,16 +77,3 @@ async def read_blocks(
                     f"a batch in the block of [{block.first}, {block.end}): {error}"
                 ) from error
             yield block, batches
-
-
-def _runs(blocks: Sequence[Block]) -> list[list[Block]]:
-    """Blocks that are read together."""
-    runs: list[list[Block]] = []
-    size = 0
-    for block in blocks:
-        if not runs or size + block.size > READ_BYTES:
-            runs.append([])
-            size = 0
-        runs[-1].append(block)
-        size += block.size
-    return runs

@@ -19,8 +19,8 @@ BYTES_PER_S_MIN: Final = 64 * MIB
 """Of what goes to the store and of what is read back, together."""
 _PAUSE_S_MIN: Final = 0.005
 """Shorter ones are saved up: a pause takes a turn of the event loop at least."""
-
 _LATE_S_MAX: Final = 0.01
+"""So much of the time that was lost is made up for."""
 
 
 class Pace:

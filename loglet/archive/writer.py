@@ -12,13 +12,11 @@ from loglet.archive.errors import CorruptObject
 from loglet.archive.layout import ObjectName, object_key
 from loglet.archive.manifest import ObjectEntry
 from loglet.archive.object_format import (
-    FOOTER_BYTES,
-    Block,
     ObjectBuilder,
     check_block,
-    decode_footer,
     decode_index,
 )
+from loglet.archive.object_reads import read_end, runs_of
 from loglet.archive.object_store import ObjectStore
 from loglet.archive.pace import Pace
 from metadata.records import LostRange
@@ -28,8 +26,6 @@ from sharedlog.limits import MIB
 from sharedlog.read_progress import ReadChunk
 from sharedlog.tasks import first_error
 
-TAIL_BYTES: Final = 64 * 1024
-"""The last bytes of an object: footer and index of nearly every one."""
 READ_BACK_BYTES: Final = 2 * MIB
 """Blocks are read back in ranges of about as many."""
 READS_AT_ONCE: Final = 2
@@ -149,20 +145,6 @@ def split_lost(
         yield at, end, False
 
 
-def _runs(blocks: Sequence[Block]) -> Iterator[list[Block]]:
-    """Blocks that are read back together."""
-    run: list[Block] = []
-    size = 0
-    for block in blocks:
-        if run and size + block.size > READ_BACK_BYTES:
-            yield run
-            run, size = [], 0
-        run.append(block)
-        size += block.size
-    if run:
-        yield run
-
-
 class ObjectWriter:
     """Writes objects to `store`."""
 
@@ -184,23 +166,21 @@ class ObjectWriter:
         key = object_key(wanted.cluster_id, wanted.log_id, name)
         making = _Making(wanted, name.object_id, self._clock.now_ms())
         pace = Pace(self._clock)
-        async with aclosing(making.parts(read)) as parts:
-            size = await self._store.upload(key, _paced(parts, making, pace))
+        async with (
+            aclosing(making.parts(read)) as parts,
+            aclosing(_paced(parts, making, pace)) as paced,
+        ):
+            size = await self._store.upload(key, paced)
         if size != making.builder.size:
             raise CorruptObject(f"{key}: {size} bytes of {making.builder.size} were uploaded")
         await self._verify(key, making, pace)
         return making.entry(key)
 
     async def _verify(self, key: str, making: _Making, pace: Pace) -> None:
-        tail, size = await self._store.read_tail(key, TAIL_BYTES)
-        footer = decode_footer(tail, size)
+        footer, index, _ = await read_end(self._store, key)
         if footer != making.builder.footer:
             raise CorruptObject(f"{key}: the store has another object than was uploaded")
-        index = tail[-(footer.index_bytes + FOOTER_BYTES) : -FOOTER_BYTES]
-        if len(index) < footer.index_bytes:
-            at = footer.index_position
-            index = await self._store.read(key, at, at + footer.index_bytes)
-        runs = _runs(decode_index(index, footer))
+        runs = runs_of(decode_index(index, footer), READ_BACK_BYTES)
 
         async def read_back() -> None:
             for run in runs:

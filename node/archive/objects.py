@@ -18,13 +18,12 @@ from loglet.archive.layout import manifest_key
 from loglet.archive.manifest import Manifest, ObjectEntry
 from loglet.archive.manifests import Manifests
 from loglet.archive.object_format import (
-    FOOTER_BYTES,
     Block,
     Footer,
-    decode_footer,
     decode_index,
     split_block,
 )
+from loglet.archive.object_reads import read_end
 from loglet.archive.object_store import ObjectStore
 from metadata.records import LogRecord
 from metadata.store import Version
@@ -35,8 +34,6 @@ from sharedlog.batch import parse_placement
 from sharedlog.ids import LogId, Offset
 from sharedlog.limits import MIB
 
-TAIL_BYTES: Final = 32 * 1024
-"""The last bytes of an object: footer and index of nearly every one."""
 MANIFESTS_MAX: Final = 64
 PAGES_MAX: Final = 32
 INDEXES_MAX: Final = 1_024
@@ -232,12 +229,7 @@ class ArchivedObjects:
 
     async def _fetch_index(self, key: str) -> _Index:
         async with self._places:
-            tail, size = await self._store.read_tail(key, TAIL_BYTES)
-            footer = decode_footer(tail, size)
-            index = tail[-(footer.index_bytes + FOOTER_BYTES) : -FOOTER_BYTES]
-            if len(index) < footer.index_bytes:
-                at = footer.index_position
-                index = await self._store.read(key, at, at + footer.index_bytes)
+            footer, index, _ = await read_end(self._store, key)
         opened = _Index(footer, decode_index(index, footer))
         self._indexes.put(key, opened)
         return opened

@@ -13,10 +13,11 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from loglet.archive.errors import CorruptObject, ManifestCorrupt
-from loglet.archive.examine import TAIL_BYTES, examine, read_blocks
+from loglet.archive.examine import examine, read_blocks
 from loglet.archive.layout import log_prefix, manifest_key
 from loglet.archive.manifest import Manifest, ObjectEntry, PageEntry
 from loglet.archive.manifests import Manifests
+from loglet.archive.object_reads import TAIL_BYTES
 from loglet.archive.object_store import ObjectStore
 from metadata.records import LogRecord
 from node.peers import in_parallel

@@ -246,7 +246,7 @@ async def test_field_note_48_an_upload_under_way_is_not_swept_into_the_manifest(
     world.objects.read_tail = verify  # type: ignore[method-assign]
     with pytest.MonkeyPatch.context() as patch:
         # Its reading back goes well all the same: it has seen the object already.
-        patch.setattr(writer, "_runs", lambda _: [])
+        patch.setattr(writer, "runs_of", lambda *_: [])
         with pytest.raises(ManifestConflict):
             await world.offloader().step(world.chain, world.known(60), world.read, bytes_max=600)
     world.objects.read_tail = stat  # type: ignore[method-assign]
