@@ -181,7 +181,8 @@ class OffsetFinder:
         """
         placements = [parse_placement(it) for it in (answer.before, answer.after) if it]
         for placement in placements:
-            if placement.loglet != wanted is not None or placement.end > answer.visible:
+            is_other = wanted is not None and placement.loglet != wanted
+            if is_other or placement.end > answer.visible:
                 raise CorruptBatch(f"a batch of {placement.loglet} came for {wanted}")
         for placement in placements:
             search.on_placement(placement)

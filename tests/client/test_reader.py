@@ -20,7 +20,9 @@ from sharedlog.errors import (
     OffsetOutOfRange,
     Unreachable,
 )
+from sharedlog.ids import Offset
 from sharedlog.log import Log
+from sharedlog.reader import LogReader
 from sharedlog.v1 import log_server_pb2
 
 HOLE = log_server_pb2.ReadGap.REASON_HOLE
@@ -241,6 +243,33 @@ async def test_silence_is_not_loss(memory: MemoryCluster) -> None:
     async with connect(memory, read_config=HASTY) as cluster:
         with pytest.raises(Unreachable, match="21"):
             await values(cluster.log("orders"))
+
+
+@pytest.mark.parametrize("name", ["n1", "n2", "n3"])
+async def test_the_preferred_replica_is_asked_first(memory: MemoryCluster, name: str) -> None:
+    """And alone, as long as it serves; where it does not, the read goes on elsewhere."""
+    async with connect(memory) as cluster:
+        usual = cluster.log("orders")._reads._reader()
+        assert isinstance(usual, LogReader)
+        reader = LogReader(
+            usual._transport,
+            usual._describe,
+            usual._clock,
+            usual._rng,
+            config=QUICK,
+            prefer=f"{name}-store",
+        )
+
+        async def count() -> int:
+            end = Offset(len(VALUES))
+            async with contextlib.aclosing(reader.read(Offset(0), end, committed=end)) as chunks:
+                return sum([it.end - it.first async for c in chunks for it in c.placements])
+
+        assert await count() == len(VALUES)
+        asked = {it: node.reads_opened for it, node in memory.nodes.items() if node.reads_opened}
+        assert asked == {name: 1}
+        await memory.nodes[name].stop()
+        assert await count() == len(VALUES)
 
 
 @pytest.mark.slow
