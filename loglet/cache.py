@@ -95,6 +95,11 @@ class TailCache:
             position = batch.end
         return found
 
+    def newest(self, loglet: LogletId) -> PutBatch | None:
+        """The last batch; None if none of the loglet is here."""
+        run = self._runs.get(loglet)
+        return None if run is None else run.batches[-1]
+
     def drop(self, loglet: LogletId, below: Offset) -> None:
         """Forget the batches that end at or below `below`: they were trimmed, and have landed."""
         run = self._runs.get(loglet)

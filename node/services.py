@@ -182,7 +182,7 @@ def build_services(ground: Ground) -> Services:
     )
     offsets, reads = _build_reads(ground, tails)
     archive = _build_archive(
-        ground, log_server, sequencer, board=movers.board, tails=tails, offsets=offsets
+        ground, log_server, sequencer, movers=movers, tails=tails, offsets=offsets
     )
     care.losses.ask_first(archive.history.catch_up)
     local = LocalReport(
@@ -390,7 +390,7 @@ def _build_archive(
     log_server: LogServer | None,
     sequencer: Sequencer | None,
     *,
-    board: WorkBoard,
+    movers: Movers,
     tails: Tails,
     offsets: Offsets,
 ) -> ArchivePart:
@@ -403,10 +403,11 @@ def _build_archive(
             view=ground.view,
             log_server=log_server,
             sequencer=sequencer,
+            usable=movers.liveness.usable,
             tails=tails,
             offsets=offsets,
             transport=ground.transport,
-            board=board,
+            board=movers.board,
             clock=ground.clock,
             random=ground.random,
             new_id=ground.new_id,

@@ -1,37 +1,40 @@
-"""Archives, trims and purges by itself the logs that this node orders, as their retention says.
+"""Archives, by itself, the logs that this node is to archive; trims and purges those it orders.
 
-Once in a while each of them is looked at. What is due is done beside the others, a bounded number
-at a time; one log's troubles keep no other from it, and are tried again with growing pauses. All of
-it can be done twice, so it does not matter that another node may order the log by now.
+Who archives which log is said by `responsible.py`; trims and purges follow a log's retention. Once
+in a while each log is looked at. What is due is done beside the others, a bounded number at a time;
+one log's troubles keep no other from it, and are tried again with growing pauses. All of it can be
+done twice, so it does not matter that another node may do it by now.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Final
+from typing import Final, Protocol
 
 from loglet.archive.manifests import Manifests
 from loglet.archive.offload import Step
 from metadata.archive_rules import Committed
-from metadata.records import LogRecord
+from metadata.core import can_order
+from metadata.records import LogRecord, NodeRecord
 from metadata.view import ClusterView
 from node.archive.config import OffloadConfig
 from node.archive.due import Backlog
 from node.archive.metrics import ArchiveMetrics
+from node.archive.responsible import TAKE_OVER_S, TAKEN_OVER_S, archiver_of
 from node.archive.retention import local_start_wanted, start_wanted
 from node.archive.troubles import Troubles
 from node.archive.work import History
 from node.controller.work import Job, WorkBoard
 from node.tails import Tails
-from sequencer.service import Sequencer
 from sharedlog.backoff import Backoff
 from sharedlog.clock import Clock
 from sharedlog.errors import SharedLogError
-from sharedlog.ids import LogId, Offset, SequencerId
+from sharedlog.ids import LogId, LogletId, NodeId, Offset, SequencerId, StorageId
 from sharedlog.retention import NO_RETENTION
 
 log = logging.getLogger("node")
@@ -50,10 +53,24 @@ Since = Callable[[str, int, Offset], Awaitable[Offset]]
 """The first offset of a log, by name, of a record at or after a moment (ms), below its tail."""
 
 
+class KnowsTail(Protocol):
+    """Where an open segment ends by now: its sequencer knows best, a log server a little less."""
+
+    def committed_tail(self, loglet: LogletId) -> Offset | None:
+        """All below is committed; None: nothing is known of the loglet."""
+        ...
+
+    def record_bytes(self, loglet: LogletId) -> float | None:
+        """Mean size of records of late; None if there were none."""
+        ...
+
+
 @dataclass(slots=True)
 class _Kept:
     """What is known of one log."""
 
+    orders: bool  # this process orders it
+    archives: bool  # and, or, this node is to archive it
     backlog: Backlog
     backoff: Backoff
     tell_backoff: Backoff
@@ -62,6 +79,10 @@ class _Kept:
     told: Offset = field(default_factory=lambda: Offset(0))  # all log servers know of this trim
     tell_at_s: float = 0.0  # monotonic; when those that do not know are told again
     is_busy: bool = False
+    due_since_s: float | None = None  # monotonic; something is to be archived, and nothing was
+    took_over_s: float | None = (
+        None  # monotonic; when this process began to archive it all the same
+    )
 
 
 class Archivist:
@@ -72,7 +93,9 @@ class Archivist:
         *,
         me: SequencerId,
         view: ClusterView,
-        sequencer: Sequencer,
+        sequencer: KnowsTail,
+        log_server: KnowsTail | None,
+        usable: Callable[[], Sequence[NodeRecord]],
         tails: Tails,
         history: History,
         manifests: Manifests | None,
@@ -87,6 +110,8 @@ class Archivist:
         self._me = me
         self._view = view
         self._sequencer = sequencer
+        self._log_server = log_server
+        self._usable = usable
         self._tails = tails
         self._history = history
         self._manifests = manifests
@@ -114,22 +139,25 @@ class Archivist:
     async def _look(self, tasks: asyncio.TaskGroup) -> None:
         """Begin what is due."""
         now_s = self._clock.monotonic_s()
+        able = self._able()
         own = {
-            record.log_id: record
+            record.log_id: (record, orders, archives)
             for record, _ in self._view.logs()
-            if record.open_segment.sequencer == self._me
+            for orders, archives in (self._duties(record, able),)
+            if orders or archives
         }
         for log_id in [it for it in self._kept if it not in own]:
             del self._kept[log_id]
             self._troubles.remove(log_id)
         asked = 0
-        for log_id, record in own.items():
+        for log_id, (record, orders, archives) in own.items():
             kept = self._kept.get(log_id)
             if kept is None and asked >= TAILS_PER_LOOK_MAX:
                 continue
             if kept is None:
-                asked += 1
-                kept = await self._begin(record)
+                asked += orders
+                kept = await self._begin(record, orders=orders)
+            kept.orders, kept.archives = orders, archives
             self._see(record, kept, now_s)
             if (
                 not kept.is_busy
@@ -139,38 +167,72 @@ class Archivist:
                 kept.is_busy = True
                 tasks.create_task(self._tend(record, kept), name=f"archive {record.name}")
 
-    async def _begin(self, record: LogRecord) -> _Kept:
-        try:
-            tail = await self._tails.known(record.name)
-        except SharedLogError:
-            tail = record.open_segment.base
+    def _able(self) -> Collection[tuple[NodeId, StorageId]]:
+        """Nodes that may archive, with their stores: none if there is no archive."""
+        if not self._history.has_archive:
+            return ()
+        return {(it.node_id, it.storage_id) for it in self._usable() if can_order(it)}
+
+    def _duties(
+        self, record: LogRecord, able: Collection[tuple[NodeId, StorageId]]
+    ) -> tuple[bool, bool]:
+        """Whether this process orders the log, and whether it is to archive it."""
+        orders = record.open_segment.sequencer == self._me
+        archiver = archiver_of(record, able) == self._me.node_id
+        # The node's own former life may be named, and there is nobody else.
+        return orders, archiver and (orders or self._log_server is not None)
+
+    async def _begin(self, record: LogRecord, *, orders: bool) -> _Kept:
+        tail = record.open_segment.base
+        if orders:
+            with contextlib.suppress(SharedLogError):
+                tail = await self._tails.known(record.name)
         backoff, tell_backoff = (
             Backoff(self._random, min_s=_RETRY_MIN_S, max_s=_RETRY_MAX_S) for _ in range(2)
         )
         backlog = Backlog(record.archived_end, tail)
-        kept = self._kept[record.log_id] = _Kept(backlog, backoff, tell_backoff)
+        kept = self._kept[record.log_id] = _Kept(orders, False, backlog, backoff, tell_backoff)
         # Not all at once after a start.
         every_s = self._config.retention_every_s
         kept.retention_at_s = self._clock.monotonic_s() + self._random.uniform(0, every_s)
         return kept
 
     def _see(self, record: LogRecord, kept: _Kept, now_s: float) -> None:
-        """How much of the log waits to be archived."""
-        loglet = record.loglet(record.open_segment)
-        tail = self._sequencer.committed_tail(loglet)
-        committed = kept.backlog.committed if tail is None else tail
-        kept.backlog.committed_mean(self._sequencer.record_bytes(loglet))
-        kept.backlog.look(record.archived_end, committed, now_s)
+        """How much of the log waits to be archived, and for how long nobody has done it."""
+        backlog = kept.backlog
+        if record.archived_end > backlog.archived_end:
+            kept.due_since_s = None
+            kept.retention_at_s = min(kept.retention_at_s, now_s)
+        knows = self._sequencer if kept.orders else self._log_server
+        if knows is not None:
+            loglet = record.loglet(record.open_segment)
+            backlog.committed_mean(knows.record_bytes(loglet))
+            tail = knows.committed_tail(loglet)
+            backlog.look(record.archived_end, backlog.committed if tail is None else tail, now_s)
+        if not self._is_offload_due(kept, now_s):
+            kept.due_since_s = None
+        elif kept.due_since_s is None:
+            kept.due_since_s = now_s
+        elif kept.orders and now_s - kept.due_since_s >= TAKE_OVER_S:
+            kept.took_over_s = now_s
 
     def _is_due(self, record: LogRecord, kept: _Kept, now_s: float) -> bool:
         if self._should_offload(kept, now_s) or self._should_tell(record, kept, now_s):
             return True
-        return record.retention != NO_RETENTION and now_s >= kept.retention_at_s
+        return self._should_retain(record, kept, now_s)
+
+    def _should_retain(self, record: LogRecord, kept: _Kept, now_s: float) -> bool:
+        has_limits = record.retention != NO_RETENTION
+        return kept.orders and has_limits and now_s >= kept.retention_at_s
 
     def _should_tell(self, record: LogRecord, kept: _Kept, now_s: float) -> bool:
-        return record.trimmed > kept.told and now_s >= kept.tell_at_s
+        return kept.orders and record.trimmed > kept.told and now_s >= kept.tell_at_s
 
     def _should_offload(self, kept: _Kept, now_s: float) -> bool:
+        took_over = kept.took_over_s is not None and now_s - kept.took_over_s < TAKEN_OVER_S
+        return (kept.archives or took_over) and self._is_offload_due(kept, now_s)
+
+    def _is_offload_due(self, kept: _Kept, now_s: float) -> bool:
         return self._history.has_archive and kept.backlog.is_due(
             object_bytes=self._config.object_bytes,
             after_s=self._config.offload_after_s,
@@ -208,7 +270,7 @@ class Archivist:
             with self._board.doing("archive", f"log {record.name}") as job:
                 record = await self._offload(record, known, kept, job)
             kept.retention_at_s = now_s
-        if record.retention != NO_RETENTION and now_s >= kept.retention_at_s:
+        if self._should_retain(record, kept, now_s):
             kept.retention_at_s = now_s + self._config.retention_every_s
             record = await self._retain(record, known, kept)
         if self._should_tell(record, kept, now_s):
@@ -277,4 +339,4 @@ class Archivist:
     def _waiting_bytes(self) -> int:
         if not self._history.has_archive:
             return 0
-        return sum(kept.backlog.bytes_guess for kept in self._kept.values())
+        return sum(kept.backlog.bytes_guess for kept in self._kept.values() if kept.orders)

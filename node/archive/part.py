@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
@@ -16,7 +16,7 @@ from loglet.archive.probe import probe
 from loglet.archive.proof import Proof
 from loglet.archive.writer import ObjectWriter
 from loglet.service import LogServer
-from metadata.records import LogRecord
+from metadata.records import LogRecord, NodeRecord
 from metadata.store import MetadataStore
 from metadata.view import ClusterView
 from node.archive.archivist import Archivist
@@ -58,6 +58,7 @@ class ArchiveGround:
     view: ClusterView
     log_server: LogServer | None
     sequencer: Sequencer | None
+    usable: Callable[[], Sequence[NodeRecord]]
     tails: Tails
     offsets: Offsets
     transport: Transport
@@ -199,6 +200,8 @@ def _archivist(
         me=ground.me,
         view=ground.view,
         sequencer=ground.sequencer,
+        log_server=ground.log_server,
+        usable=ground.usable,
         tails=ground.tails,
         history=history,
         manifests=manifests,
