@@ -204,7 +204,12 @@ class LogServer:
     @property
     def read_only(self) -> bool:
         """Batches are refused for want of room; cheaper than `status`."""
-        return self._store.space().free_bytes == 0
+        return self.free_bytes == 0
+
+    @property
+    def free_bytes(self) -> int:
+        """That batches may still take."""
+        return self._store.space().free_bytes
 
     def committed_tail(self, loglet: LogletId) -> Offset | None:
         """What this server was told to be committed; None if it has never heard of the loglet."""
@@ -219,7 +224,6 @@ class LogServer:
     def status(self) -> LogServerStatus:
         """How things stand now."""
         states = list(self._core.loglets())
-        space = self._store.space()
         return LogServerStatus(
             node_id=self._node_id,
             storage_id=self.storage_id,
@@ -227,8 +231,8 @@ class LogServer:
             sealed=sum(state.sealed for state in states),
             queue_bytes=self._queue_bytes,
             open_reads=self._reads.open_reads,
-            space=space,
-            read_only=space.free_bytes == 0,
+            space=self._store.space(),
+            read_only=self.read_only,
         )
 
     async def run(self) -> None:

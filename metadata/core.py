@@ -12,12 +12,18 @@ two write quorums meet. A nodeset must be a write quorum as a whole, or nothing 
 
 **Placement.** `choose_nodeset` takes alive nodes with the role "log-server", the asked-for node
 first, then one at a time the one whose location holds fewest of those chosen, and of these the one
-with the fewest open segments; but as long as the spread lacks places, one in a new place.
+with the fewest open segments for the room on its disk (`Load.weights`); but as long as the spread
+lacks places, one in a new place.
 (`fill_nodeset` is that choice by itself. A new zone may be a new region too, and each member is a
 new node, so regions are seen to first: then no spread that can be had is missed.)
-`choose_sequencer` prefers the asked-for node, then a member of the nodeset (it stores its own copy
-without the network), then the one that orders the fewest logs. Ties go by node id, so the same
-inputs give the same placement. Nodes that are not read-write get neither.
+`choose_sequencer` prefers the asked-for node, then one that is near the log's writers (below), then
+a member of the nodeset (it stores its own copy without the network), then the one that orders the
+fewest logs. Ties go by node id, so the same inputs give the same placement. Nodes that are not
+read-write get neither.
+
+**Near.** A log may be told where its writers are: a location or the beginning of one, e.g. "eu-1"
+or "eu-1.zone-a". Then a node that is there orders it, if any can, and is a member of its nodeset.
+It is a wish and no condition: a log goes on without it.
 
 **Chains.** A chain is a list of segments. Invariants of each one (`check_chain`):
 
@@ -61,7 +67,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Final
@@ -94,16 +100,44 @@ NODE_ID_CHARS_MAX: Final = 64
 CHAIN_SEGMENTS_MAX: Final = 10_000
 """Segments of one chain: a change that makes it longer is refused."""
 
+LOCATION_CHARS_MAX: Final = 128
+
+_LOCATION: Final = re.compile(rf"(?=.{{1,{LOCATION_CHARS_MAX}}}$)[\w-]+(\.[\w-]+)*", re.ASCII)
 _LOG_NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._/-]{{0,{LOG_NAME_CHARS_MAX - 1}}}")
 _NODE_ID: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NODE_ID_CHARS_MAX - 1}}}")
 
 
+def _unknown(_: NodeId) -> int | None:
+    return None
+
+
 @dataclass(slots=True)
 class Load:
-    """How many open segments each node holds, and how many it orders."""
+    """How many open segments each node holds, how many it orders, and what its disk has left."""
 
     replicas: Counter[NodeId] = field(default_factory=Counter)
     sequencers: Counter[NodeId] = field(default_factory=Counter)
+    free_bytes: Callable[[NodeId], int | None] = _unknown  # None: not known
+
+    def weights(self, nodes: Iterable[NodeId]) -> dict[NodeId, float]:
+        """How full each node is: where a further replica goes, it goes to the least.
+
+        Open segments, the new one included, per byte that is free; who has not told counts as the
+        mean of the others. Free space counts in steps of an eighth, lest a few bytes decide.
+        """
+        free = {it: self.free_bytes(it) for it in nodes}
+        known = [_rounded(it) for it in free.values() if it is not None]
+        mean = sum(known) / len(known) if known else 1.0
+        return {
+            node_id: (self.replicas[node_id] + 1) / max(mean if it is None else _rounded(it), 1)
+            for node_id, it in free.items()
+        }
+
+
+def _rounded(free_bytes: int) -> int:
+    """Its three leading bits."""
+    drop = max(0, free_bytes.bit_length() - 3)
+    return free_bytes >> drop << drop
 
 
 def check_log_name(name: str) -> None:
@@ -118,6 +152,20 @@ def check_node_id(node_id: str) -> None:
         raise InvalidArgument(
             f"{node_id!r} is no node id: 1 to {NODE_ID_CHARS_MAX} of a-z A-Z 0-9 . _ -, "
             "starting with a letter or digit"
+        )
+
+
+def is_near(location: str, near: str) -> bool:
+    """A node at `location` is where the writers are; everywhere is, if nobody says where."""
+    return not near or location == near or location.startswith(f"{near}.")
+
+
+def check_near(near: str) -> None:
+    """Raises `InvalidArgument`. "" is taken: nowhere in particular."""
+    if near and not _LOCATION.fullmatch(near):
+        raise InvalidArgument(
+            f"near {near!r} is no location: parts of a-z A-Z 0-9 _ - with points between, e.g. "
+            f"eu-1.zone-a, at most {LOCATION_CHARS_MAX} characters"
         )
 
 
@@ -213,7 +261,7 @@ class Candidate:
 
     replica: Replica
     rank: int
-    load: int = 0
+    load: float = 0
 
 
 def fill_nodeset(
@@ -266,10 +314,11 @@ def choose_nodeset(
     able = [node for node in alive if can_hold(node)]
     if len(able) < replicas:
         raise LogUnavailable(too_few(replicas=replicas, able=len(able)))
+    weights = load.weights(node.node_id for node in able)
     nodeset = fill_nodeset(
         (),
         [
-            Candidate(replica_of(node), int(node.node_id != prefer), load.replicas[node.node_id])
+            Candidate(replica_of(node), int(node.node_id != prefer), weights[node.node_id])
             for node in able
         ],
         size=replicas,
@@ -289,12 +338,29 @@ def too_few(*, replicas: int, able: int) -> str:
     )
 
 
+def nearest(alive: Sequence[NodeRecord], load: Load, near: str) -> NodeId | None:
+    """Of the nodes that are near and can both hold a log and order it, that with least to do."""
+    able = [
+        node
+        for node in alive
+        if can_hold(node) and can_order(node) and is_near(node.location, near)
+    ]
+    if not near or not able:
+        return None
+    weights = load.weights(node.node_id for node in able)
+    return min(
+        able,
+        key=lambda it: (load.sequencers[it.node_id], weights[it.node_id], it.node_id),
+    ).node_id
+
+
 def choose_sequencer(
     alive: Sequence[NodeRecord],
     *,
     nodeset: Sequence[Replica],
     load: Load,
     prefer: NodeId | None = None,
+    near: str = "",
 ) -> SequencerId:
     """The process that is to order a new segment.
 
@@ -309,6 +375,7 @@ def choose_sequencer(
         able,
         key=lambda node: (
             node.node_id != prefer,
+            not is_near(node.location, near),
             node.node_id not in members,
             load.sequencers[node.node_id],
             node.node_id,
@@ -329,23 +396,26 @@ def new_log_record(
     create_nonce: str,
     prefer: NodeId | None = None,
     spread: Spread = (),
+    near: str = "",
     created_with: CreatedWith = (),
     retention: Retention = NO_RETENTION,
 ) -> LogRecord:
     """A log with its first segment, open at offset 0. `write_quorum` 0 takes the majority.
 
     Raises:
-        InvalidLogName, InvalidArgument: name, quorum, spread or retention. LogUnavailable: too few
-        nodes are alive.
+        InvalidLogName, InvalidArgument: name, quorum, spread, near or retention. LogUnavailable:
+        too few nodes are alive.
     """
     check_log_name(name)
     quorum = effective_write_quorum(replicas=replicas, write_quorum=write_quorum)
     check_quorum(replicas=replicas, write_quorum=quorum, spread=spread)
+    check_near(near)
+    prefer = prefer or nearest(alive, load, near)
     nodeset = choose_nodeset(alive, replicas=replicas, load=load, prefer=prefer, spread=spread)
     first = Segment(
         index=0,
         base=Offset(0),
-        sequencer=choose_sequencer(alive, nodeset=nodeset, load=load, prefer=prefer),
+        sequencer=choose_sequencer(alive, nodeset=nodeset, load=load, prefer=prefer, near=near),
         nodeset=nodeset,
         write_quorum=quorum,
         spread=spread,
@@ -359,6 +429,7 @@ def new_log_record(
         create_nonce=create_nonce,
         chain=(first,),
         spread=spread,
+        near=near,
         created_with=created_with,
         retention=retention.limits(),
     )
@@ -374,6 +445,7 @@ def next_generation(previous: NodeRecord | None) -> Generation:
 def check_chain(log: LogRecord) -> None:
     """Raises `InvalidArgument` if the chain breaks an invariant of the module's docstring."""
     check_quorum(replicas=log.replicas, write_quorum=log.write_quorum, spread=log.spread)
+    check_near(log.near)
     check_retention(log.retention)
     check_offsets(log)
     if not log.chain:

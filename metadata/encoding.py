@@ -59,6 +59,7 @@ class _LogValue(msgspec.Struct):
     trimmed: Offset = Offset(0)
     archived_end: Offset = Offset(0)
     retention: Retention = NO_RETENTION
+    near: str = ""
 
 
 _Plain = ClusterRecord | LeaseRecord | NodeRecord | NamespaceRecord | CursorRecord
@@ -69,7 +70,7 @@ Record = TypeVar(
 _CHECKSUM_CHARS: Final = 8
 
 _LOG_FIELDS: Final = tuple(it.name for it in fields(LogRecord) if it.name != "chain")
-_SELDOM_FIELDS: Final = ("start", "trimmed", "archived_end", "retention")
+_SELDOM_FIELDS: Final = ("start", "trimmed", "archived_end", "retention", "near")
 
 _encode_json: Final = msgspec.json.Encoder().encode
 _cluster_decoder: Final = msgspec.json.Decoder(ClusterRecord)

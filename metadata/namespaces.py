@@ -10,8 +10,10 @@ default, and a write quorum that nobody sets is the majority of the replicas.
     "team/tmp/"   replicas 1, spread none          team/tmp/x: replicas 1, write quorum 1, no spread
                                                    team/jobs:  replicas 3, write quorum 2, zone:2
 
-How long records are kept (`sharedlog/retention.py`) are three settings more, which nobody need set:
-without limit by default. A namespace that says 0 ends a limit that a shorter one sets.
+Where its writers are (`near`, see `core.py`) nobody need say; a namespace that says "" takes back
+what a shorter one says. How long records are kept (`sharedlog/retention.py`) are three settings
+more, which nobody need set: without limit by default. A namespace that says 0 ends a limit that a
+shorter one sets.
 
 **Each setting by itself.** A write quorum of 2 that "team/" sets holds for "team/big/", which sets
 5 replicas, and 2 of 5 is no majority. What can't be together is refused when it is set, with where
@@ -33,7 +35,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, TypeVar
 
-from metadata.core import check_quorum, majority
+from metadata.core import check_near, check_quorum, majority
 from metadata.quorum import format_spread, make_spread
 from metadata.records import CreatedWith, NamespaceRecord, Spread
 from sharedlog.errors import InvalidArgument
@@ -47,7 +49,7 @@ from sharedlog.retention import (
     check_retention,
 )
 
-PLACEMENT_SETTINGS: Final = ("replicas", "write_quorum", "spread")
+PLACEMENT_SETTINGS: Final = ("replicas", "write_quorum", "spread", "near")
 SETTINGS: Final = (*PLACEMENT_SETTINGS, *RETENTION_SETTINGS)
 """Names of the settings, in the order in which they are told."""
 
@@ -66,6 +68,7 @@ class Asked:
     replicas: int | None = None
     write_quorum: int | None = None
     spread: Spread | None = None
+    near: str | None = None
     retention: Retention = NO_RETENTION
 
 
@@ -84,6 +87,7 @@ class Settings:
     replicas: Sourced[int]
     write_quorum: Sourced[int]
     spread: Sourced[Spread]
+    near: Sourced[str]
     limits: Mapping[str, Sourced[int]]  # by the names in `RETENTION_SETTINGS`, in that order
 
     @property
@@ -94,11 +98,12 @@ class Settings:
 
     def told(self) -> CreatedWith:
         """Each setting, its value as it is typed, and its source."""
-        return self._told_placement() + self._told_retention()
+        return (*self._told_placement(), self._told_near(), *self._told_retention())
 
     def kept(self) -> CreatedWith:
-        """As a log keeps it: without the limits that nobody has set."""
-        set_by_somebody = [it for it in self._told_retention() if it[2] != DEFAULT]
+        """As a log keeps it: without the wishes and the limits that nobody has set."""
+        wishes = (self._told_near(), *self._told_retention())
+        set_by_somebody = [it for it in wishes if it[2] != DEFAULT]
         return (*self._told_placement(), *set_by_somebody)
 
     def _told_placement(self) -> CreatedWith:
@@ -107,6 +112,9 @@ class Settings:
             ("write_quorum", str(self.write_quorum.value), self.write_quorum.source),
             ("spread", format_spread(self.spread.value), self.spread.source),
         )
+
+    def _told_near(self) -> tuple[str, str, str]:
+        return "near", self.near.value, self.near.source
 
     def _told_retention(self) -> CreatedWith:
         return tuple(
@@ -122,6 +130,8 @@ class Settings:
                 write_quorum=self.write_quorum.value,
                 spread=self.spread.value,
             )
+            told = (self._told_near(),)
+            check_near(self.near.value)
             told = self._told_retention()
             check_retention(self.retention)
         except InvalidArgument as error:
@@ -136,6 +146,7 @@ class NamespaceChange:
     replicas: int | None = None
     write_quorum: int | None = None
     spread: Spread | None = None
+    near: str | None = None
     retention: Retention = NO_RETENTION
     inherit: Sequence[str] = ()
 
@@ -189,6 +200,7 @@ def settings_of(
         replicas,
         quorum or Sourced(majority(replicas.value), DEFAULT),
         spread or Sourced((), DEFAULT),
+        _first(asked.near, [(it.prefix, it.near) for it in inherited]) or Sourced("", DEFAULT),
         limits,
     )
     settings.check()

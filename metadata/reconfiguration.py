@@ -5,7 +5,8 @@ The procedure that seals, repairs and extends is `node/reconfigure.py`; it takes
 here, and its new record, which `metadata/core.py:check_chain_change` then checks once more.
 
 **The next segment** (`plan_next`). Members of the present nodeset that can go on do so: a move that
-nobody needs costs copies. The others are replaced by the nodes that carry least, spread over
+nobody needs costs copies. But the node that is to order a log near its writers becomes one. The
+others are replaced by the nodes that carry least, spread over
 locations. A nodeset always has `replicas` members, so when there are too few nodes, members that
 can't be counted on stay in it as *stopgaps*, in this order:
 
@@ -37,12 +38,15 @@ from metadata.core import (
     Load,
     can_hold,
     can_order,
+    check_near,
     check_nodeset,
     check_quorum,
     choose_sequencer,
     fill_nodeset,
+    is_near,
     lacking_spread,
     majority,
+    nearest,
     replica_of,
     too_few,
 )
@@ -80,6 +84,7 @@ class Change:
     replicas: int | None = None
     write_quorum: int | None = None  # None and another `replicas`: the majority of those
     spread: Spread | None = None
+    near: str | None = None  # where the writers are; "": nowhere in particular
     avoid: frozenset[NodeId] = frozenset()
     not_sequencer: frozenset[NodeId] = frozenset()
 
@@ -93,6 +98,7 @@ class Plan:
     spread: Spread
     nodeset: tuple[Replica, ...]
     sequencer: SequencerId
+    near: str = ""
     stopgaps: frozenset[NodeId] = frozenset()  # members kept for want of better ones
 
 
@@ -132,6 +138,8 @@ def plan_next(
         same = replicas == record.replicas
         write_quorum = record.write_quorum if same else majority(replicas)
     check_quorum(replicas=replicas, write_quorum=write_quorum, spread=spread)
+    near = record.near if change.near is None else change.near
+    check_near(near)
     nodes = _Nodes.of(alive, known)
     stopgaps: frozenset[NodeId] = frozenset()
     if change.nodeset is not None:
@@ -139,9 +147,15 @@ def plan_next(
         check_nodeset(nodeset, write_quorum, spread)
     else:
         usable = nodes.without(change.avoid)
-        prefer = change.sequencer or record.open_segment.sequencer.node_id
+        prefer = change.sequencer or _preferred(record.open_segment, change, usable, load, near)
         nodeset, stopgaps = _chosen_nodeset(
-            record.open_segment, usable, load, replicas=replicas, spread=spread, prefer=prefer
+            record.open_segment,
+            usable,
+            load,
+            replicas=replicas,
+            spread=spread,
+            prefer=prefer,
+            near=near,
         )
         _check_answering(nodeset, usable, write_quorum, spread)
     return Plan(
@@ -149,9 +163,27 @@ def plan_next(
         write_quorum=write_quorum,
         spread=spread,
         nodeset=nodeset,
-        sequencer=_planned_sequencer(record.open_segment, change, nodes, nodeset, load),
+        sequencer=_planned_sequencer(
+            record.open_segment, change, nodes, nodeset, load=load, near=near
+        ),
+        near=near,
         stopgaps=stopgaps,
     )
+
+
+def _preferred(segment: Segment, change: Change, usable: _Nodes, load: Load, near: str) -> NodeId:
+    """A node that is to be a member, so that who orders the log has a copy of its own."""
+    present = segment.sequencer.node_id
+    if _stays(segment, usable.alive, near):
+        return present
+    able = [it for it in usable.alive.values() if it.node_id not in change.not_sequencer]
+    return nearest(able, load, near) or present
+
+
+def _stays(segment: Segment, alive: Mapping[NodeId, NodeRecord], near: str) -> bool:
+    """Who orders the log is near its writers, as far as its node is known to be alive."""
+    node = alive.get(segment.sequencer.node_id)
+    return node is not None and is_near(node.location, near)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,16 +235,20 @@ def _chosen_nodeset(
     replicas: int,
     spread: Spread,
     prefer: NodeId,
+    near: str,
 ) -> tuple[tuple[Replica, ...], frozenset[NodeId]]:
     """The members, and those of them that are stopgaps."""
     old = {replica.node_id: replica for replica in segment.nodeset}
     firm = []
+    weights = load.weights(nodes.alive)
     for node in nodes.alive.values():
         if can_hold(node):
             replica = replica_of(node)
             kept = node.node_id in old and old[node.node_id].storage_id == replica.storage_id
-            rank = 2 * (not kept) + (node.node_id != prefer)
-            firm.append(Candidate(replica, rank, load.replicas[node.node_id]))
+            is_preferred = node.node_id == prefer
+            is_pulled = is_preferred and near and is_near(node.location, near)
+            rank = 0 if is_pulled else 2 * (not kept) + (not is_preferred)
+            firm.append(Candidate(replica, rank, weights[node.node_id]))
     taken = {candidate.replica.node_id for candidate in firm}
     # No node is named twice: one that has a new store is a new member, if it is one at all.
     makeshift = [
@@ -273,7 +309,13 @@ def _check_answering(
 
 
 def _planned_sequencer(
-    segment: Segment, change: Change, nodes: _Nodes, nodeset: Sequence[Replica], load: Load
+    segment: Segment,
+    change: Change,
+    nodes: _Nodes,
+    nodeset: Sequence[Replica],
+    *,
+    load: Load,
+    near: str,
 ) -> SequencerId:
     if change.sequencer is not None:
         node = nodes.named(change.sequencer)
@@ -283,9 +325,10 @@ def _planned_sequencer(
     unwanted = change.avoid | change.not_sequencer
     able = [it for it in nodes.alive.values() if it.node_id not in unwanted and can_order(it)]
     present = next((it for it in able if it.node_id == segment.sequencer.node_id), None)
-    if present is not None:
+    others_near = near and any(is_near(it.location, near) for it in able)
+    if present is not None and (is_near(present.location, near) or not others_near):
         return SequencerId(present.node_id, present.generation)
-    return choose_sequencer(able, nodeset=nodeset, load=load)
+    return choose_sequencer(able, nodeset=nodeset, load=load, near=near)
 
 
 def end_segment(
@@ -327,6 +370,7 @@ def end_segment(
         replicas=plan.replicas,
         write_quorum=plan.write_quorum,
         spread=plan.spread,
+        near=plan.near,
         chain=(*record.chain[:-1], *(() if empty else (ended,)), opened),
         change_nonce=nonce,
     )
@@ -365,6 +409,7 @@ def choose_replacements(
     ]
     leaving = {segment.nodeset[index].storage_id for index in lost}
     free = [node for node in alive if can_hold(node) and node.storage_id not in leaving]
+    weights = load.weights(node.node_id for node in free)
     for index in sorted(lost):
         replaced = segment.nodeset[index]
         kept = [member for member in members if member is not None]
@@ -374,7 +419,7 @@ def choose_replacements(
                 Candidate(
                     replica_of(node),
                     int(node.location != replaced.location),
-                    load.replicas[node.node_id],
+                    weights[node.node_id],
                 )
                 for node in free
             ],

@@ -145,6 +145,7 @@ class NamespaceRecord:
     write_quorum: int | None = None
     spread: Spread | None = None
     retention: Retention = NO_RETENTION  # field by field; 0: no limit
+    near: str | None = None  # "": nowhere in particular
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +183,7 @@ class LogRecord:
     trimmed: Offset = _FIRST  # log servers may drop what ends at or below it
     archived_end: Offset = _FIRST  # all of [start, archived_end) is in the archive
     retention: Retention = NO_RETENTION  # None: no limit
+    near: str = ""  # where its writers are, as in a location; "": nobody says
 
     @property
     def open_segment(self) -> Segment:

@@ -256,6 +256,7 @@ async def create_log(
     now_ms: int,
     prefer: NodeId | None = None,
     spread: Spread = (),
+    near: str = "",
     created_with: CreatedWith = (),
     retention: Retention = NO_RETENTION,
     history: ArchivedHistory | None = None,
@@ -269,7 +270,7 @@ async def create_log(
 
     Raises:
         LogExists: made by another create.
-        InvalidLogName, InvalidArgument: name, quorum, spread or retention.
+        InvalidLogName, InvalidArgument: name, quorum, spread, near or retention.
         LogUnavailable: too few nodes are alive. MetadataUnavailable: it may or may not be made.
 
     **Cancellation:** the log may or may not be made; running it again with the same nonce is safe.
@@ -289,6 +290,7 @@ async def create_log(
             create_nonce=nonce,
             prefer=prefer,
             spread=spread,
+            near=near,
             created_with=created_with,
             retention=retention,
         )

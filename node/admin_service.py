@@ -241,6 +241,7 @@ def read_change(request: admin_pb2.ReconfigureRequest) -> Change:
         replicas=request.replicas or None,
         write_quorum=request.write_quorum or None,
         spread=make_spread(request.spread.items()) if request.set_spread else None,
+        near=request.near if request.HasField("near") else None,
         not_sequencer=frozenset(NodeId(it) for it in request.not_sequencer),
     )
 

@@ -83,7 +83,7 @@ class CareGround:
 def build_care(ground: CareGround) -> Care:
     """Build the parts; nothing runs yet."""
     view, clock = ground.view, ground.clock
-    index, load = SegmentIndex(), LoadIndex(view)
+    index, load = SegmentIndex(), LoadIndex(view, ground.liveness.free_bytes)
     view.on_log(index.mark)
     for record, version in view.logs():
         index.mark(record, version)

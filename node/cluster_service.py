@@ -95,6 +95,7 @@ class LocalReport:
             storage_id=self._own.storage_id,
             read_only=server is not None and server.read_only,
             stopping=self._stopping(),
+            disk_free_bytes=None if server is None else server.free_bytes,
         )
 
     def problem(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from metadata.core import check_log_name
 from metadata.namespaces import Asked
+from metadata.quorum import make_spread
 from metadata.view import ClusterView
 from node.appends import Appends
 from node.freshness import fresh_log
@@ -69,6 +70,8 @@ class FrontDoor:
         asked = Asked(
             replicas=request.replicas or None,
             write_quorum=request.write_quorum or None,
+            spread=make_spread(request.spread.items()) if request.set_spread else None,
+            near=request.near if request.HasField("near") else None,
             retention=retention_from_proto(request.retention),
         )
         record, version, nodes = await self._maker.create(request.name, asked, nonce=request.nonce)

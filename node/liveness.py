@@ -66,6 +66,7 @@ class Life:
     generation: Generation
     sign: Sign
     read_only: bool = False  # its log server takes no stores
+    free_bytes: int | None = None  # that batches may still take there; None: it has not told
     reason: str = ""  # why it is not alive
     at_s: float  # monotonic: when it was learnt
 
@@ -73,6 +74,15 @@ class Life:
     def answers(self) -> bool:
         """The process runs, and can be reached."""
         return self.sign in (Sign.ALIVE, Sign.STOPPING)
+
+
+def _not_known() -> int | None:
+    return None
+
+
+def free_bytes_of(answer: cluster_pb2.PingResponse) -> int | None:
+    """What a node tells of its disk; None: it is no log server, or older than the field."""
+    return answer.disk_free_bytes if answer.HasField("disk_free_bytes") else None
 
 
 class Liveness:
@@ -86,14 +96,14 @@ class Liveness:
         transport: Transport,
         clock: Clock,
         ping_timeout_s: float,
-        read_only: Callable[[], bool] = bool,
+        free_bytes: Callable[[], int | None] = _not_known,
     ) -> None:
         self._me = me
         self._view = view
         self._transport = transport
         self._clock = clock
         self._ping_timeout_s = ping_timeout_s
-        self._read_only = read_only  # of this process's log server
+        self._free_bytes = free_bytes  # of this process's log server
         self._known: dict[NodeId, Life] = {}
         self._pings: Flights[SequencerId, Life] = Flights("ping")
         self.stopping = False
@@ -164,6 +174,13 @@ class Liveness:
             return self._own(node.generation)
         return self._newest(node)
 
+    def free_bytes(self, node_id: NodeId) -> int | None:
+        """What is left on a node's disk for batches, as it told last; None: it never did."""
+        if node_id == self._me.node_id:
+            return self._free_bytes()
+        life = self._known.get(node_id)
+        return None if life is None else life.free_bytes
+
     def held_dead(self, node_id: NodeId) -> bool:
         """It did not answer the last time, a moment ago: whoever has a choice asks others first."""
         node = self._view.node(node_id)
@@ -180,6 +197,7 @@ class Liveness:
         *,
         stopping: bool = False,
         read_only: bool = False,
+        free_bytes: int | None = None,
     ) -> None:
         """The process answered somebody here."""
         self._learn(
@@ -188,6 +206,7 @@ class Liveness:
                 generation=generation,
                 sign=Sign.STOPPING if stopping else Sign.ALIVE,
                 read_only=read_only,
+                free_bytes=free_bytes,
                 at_s=self._clock.monotonic_s(),
             ),
         )
@@ -240,10 +259,12 @@ class Liveness:
             generation >= self._me.generation
         ):  # a later life of this node is well, and ends this one
             sign = Sign.STOPPING if self.stopping else Sign.ALIVE
+            free_bytes = self._free_bytes()
             return Life(
                 generation=generation,
                 sign=sign,
-                read_only=self._read_only(),
+                read_only=free_bytes == 0,
+                free_bytes=free_bytes,
                 at_s=self._clock.monotonic_s(),
             )
         return self._gone(generation, _other_life(self._me.generation))
@@ -280,7 +301,13 @@ class Liveness:
         if answer.node_id != node.node_id:
             return self._note(node, Sign.GONE, f"{answer.node_id} answers at {node.address}")
         generation = Generation(answer.generation)
-        self.heard(node.node_id, generation, stopping=answer.stopping, read_only=answer.read_only)
+        self.heard(
+            node.node_id,
+            generation,
+            stopping=answer.stopping,
+            read_only=answer.read_only,
+            free_bytes=free_bytes_of(answer),
+        )
         if generation != node.generation:
             return self._gone(node.generation, _other_life(generation))
         return self._known[node.node_id]

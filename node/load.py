@@ -1,4 +1,4 @@
-"""How much each node holds and orders, kept up with the chains.
+"""How much each node holds and orders, kept up with the chains, and what its disk has left.
 
 The next segment of a log goes to nodes that have little to do. When a node dies, thousands of logs
 ask for that at once, so nobody counts anew for each of them; and what is planned and not yet
@@ -7,21 +7,23 @@ written counts too, or they would all go to the same node.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from metadata.core import Load
 from metadata.reconfiguration import Plan
 from metadata.records import LogRecord, Replica, Segment
 from metadata.view import ClusterView
-from sharedlog.ids import SequencerId
+from sharedlog.ids import NodeId, SequencerId
 
 
 class LoadIndex:
     """See the module's docstring. `load` is to be read, not to be kept."""
 
-    def __init__(self, view: ClusterView) -> None:
-        self.load = Load()
+    def __init__(
+        self, view: ClusterView, free_bytes: Callable[[NodeId], int | None] | None = None
+    ) -> None:
+        self.load = Load() if free_bytes is None else Load(free_bytes=free_bytes)
         self._open: dict[str, Segment] = {}  # of each log; what `load` counts
         for record, _ in view.logs():
             self.learn(record)

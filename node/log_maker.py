@@ -107,6 +107,7 @@ class LogMaker:
             replicas=settings.replicas.value,
             write_quorum=settings.write_quorum.value,
             spread=settings.spread.value,
+            near=settings.near.value,
             created_with=settings.kept(),
             retention=settings.retention,
             nonce=nonce or self._new_id(),

@@ -64,6 +64,7 @@ class NamespaceService:
                 replicas=request.replicas if request.HasField("replicas") else None,
                 write_quorum=request.write_quorum if request.HasField("write_quorum") else None,
                 spread=spread,
+                near=request.near if request.HasField("near") else None,
                 retention=retention_from_proto(request.retention),
                 inherit=tuple(request.inherit),
             ),
@@ -123,6 +124,7 @@ def _to_proto(record: NamespaceRecord, version: Version) -> pb.Namespace:
         version=version,
         changed_ms=record.changed_ms,
         retention=retention_to_proto(record.retention),
+        near=record.near,
     )
     if record.spread is not None:
         told.spread.CopyFrom(pb.SpreadSetting(levels=dict(record.spread)))

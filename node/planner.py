@@ -27,6 +27,7 @@ from metadata.view import ClusterView
 from node.liveness import Life, Sign
 from node.load import LoadIndex
 from sharedlog.errors import LogUnavailable
+from sharedlog.ids import NodeId
 
 
 class Knows(Protocol):
@@ -40,6 +41,10 @@ class Knows(Protocol):
         """What was last learnt of a process, None if nothing."""
         ...
 
+    def free_bytes(self, node_id: NodeId) -> int | None:
+        """What is left on its disk for batches, None if it is not known."""
+        ...
+
 
 class Planner:
     """See the module's docstring."""
@@ -47,7 +52,7 @@ class Planner:
     def __init__(self, *, view: ClusterView, liveness: Knows) -> None:
         self._view = view
         self._liveness = liveness
-        self._load = LoadIndex(view)
+        self._load = LoadIndex(view, liveness.free_bytes)
 
     def plan(self, record: LogRecord, change: Change, *, optional: bool) -> Plan:
         """The next segment. Raises what `plan_next` raises.
@@ -76,7 +81,8 @@ class Planner:
     def replacements(self) -> list[Replica]:
         """Log servers that could take a lost one's place, those with least to do first."""
         able = [node for node in self._liveness.usable() if can_hold(node)]
-        able.sort(key=lambda node: (self._load.load.replicas[node.node_id], node.node_id))
+        weights = self._load.load.weights(node.node_id for node in able)
+        able.sort(key=lambda node: (weights[node.node_id], node.node_id))
         return [replica_of(node) for node in able]
 
     def may_answer(self, node: NodeRecord) -> bool:

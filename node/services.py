@@ -254,7 +254,7 @@ def _build_liveness(ground: Ground, log_server: LogServer | None) -> Liveness:
         transport=ground.transport,
         clock=ground.clock,
         ping_timeout_s=ground.config.ping_timeout_s,
-        read_only=lambda: log_server is not None and log_server.read_only,
+        free_bytes=lambda: None if log_server is None else log_server.free_bytes,
     )
 
 

@@ -53,6 +53,7 @@ def describe_log(
         trimmed=record.trimmed,
         archived_end=record.archived_end,
         retention=retention_to_proto(record.retention),
+        near=record.near,
     )
 
 

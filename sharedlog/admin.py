@@ -61,6 +61,7 @@ class Admin:
         replicas: int = 0,
         write_quorum: int = 0,
         spread: Mapping[str, int] | None = None,
+        near: str | None = None,
         dry_run: bool = False,
         reason: str = "",
         timeout_s: float = _CHANGE_TIMEOUT_S,
@@ -68,7 +69,8 @@ class Admin:
         """End the log's open segment and begin another; what is not given stays or is chosen.
 
         `spread` maps "zone", "region" or "node" to how many of them a write quorum must span; an
-        empty one ends an earlier spread.
+        empty one ends an earlier spread. `near` is where the log's writers are, a location or its
+        beginning, e.g. "eu-1.zone-a": a node there orders it from now on, if any can; "" ends that.
 
         Raises:
             LogNotFound. InvalidArgument: what is asked for can't be. LogUnavailable: too few nodes
@@ -84,6 +86,7 @@ class Admin:
             write_quorum=write_quorum,
             spread=spread,
             set_spread=spread is not None,
+            near=near,
             dry_run=dry_run,
             reason=reason,
             segment_index=(await self._open_segment(name)).index,

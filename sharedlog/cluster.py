@@ -182,13 +182,19 @@ class Cluster:
         replicas: int | None = None,
         write_quorum: int | None = None,
         *,
+        spread: Mapping[str, int] | None = None,
+        near: str | None = None,
         retention: Retention | None = None,
     ) -> Log:
         """Create a log; `replicas` copies, of which `write_quorum` make an append durable.
 
+        `spread` maps "zone", "region" or "node" to how many of them each append must be on before
+        it is acknowledged. `near` is where the log's writers are, a location or its beginning, e.g.
+        "eu-1.zone-a": a node there orders it, if any can.
+
         None, also in the fields of `retention`, takes what the log's namespaces say
-        (`Cluster.namespaces`), or else the cluster's default, the majority of the replicas, and no
-        limit to what is kept.
+        (`Cluster.namespaces`), or else the cluster's default, the majority of the replicas, no
+        spread, nowhere in particular, and no limit to what is kept.
 
         Raises:
             LogExists: a log of this name exists.
@@ -204,6 +210,9 @@ class Cluster:
             name=name,
             replicas=replicas or 0,
             write_quorum=write_quorum or 0,
+            spread=spread,
+            set_spread=spread is not None,
+            near=near,
             retention=asked_to_proto(retention),
             nonce=self._nonce(),
         )

@@ -33,6 +33,7 @@ class Namespaces:
         replicas: int | None = None,
         write_quorum: int | None = None,
         spread: Mapping[str, int] | None = None,
+        near: str | None = None,
         retention: Retention | None = None,
         inherit: Iterable[str] = (),
         expected_version: int | None = None,
@@ -40,9 +41,11 @@ class Namespaces:
         """Set some settings of a prefix, and keep the others; returns the namespace as it is now.
 
         `spread` maps "zone", "region" or "node" to how many of them a write quorum must span; an
-        empty one ends an inherited spread. Of `retention` fields that are None are kept as they
-        are, 0 ends an inherited limit. `inherit` names settings that are not to be set here any
-        more: "replicas", "write_quorum", "spread", "local_bytes", "local_age", "total_age".
+        empty one ends an inherited spread. `near` is where the logs' writers are, a location or its
+        beginning; "" takes an inherited one back. Of `retention` fields that are None are kept as
+        they are, 0 ends an inherited limit. `inherit` names settings that are not to be set here
+        any more: "replicas", "write_quorum", "spread", "near", "local_bytes", "local_age",
+        "total_age".
         `expected_version`: only if the namespace has it, 0: only if nothing is set yet.
 
         Raises:
@@ -58,6 +61,7 @@ class Namespaces:
             replicas=replicas,
             write_quorum=write_quorum,
             spread=setting,
+            near=near,
             retention=asked_to_proto(retention),
             inherit=inherit,
             expected_version=expected_version,

@@ -39,7 +39,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from metadata.core import ROLE_LOG_SERVER, ROLE_SEQUENCER
+from metadata.core import ROLE_LOG_SERVER, ROLE_SEQUENCER, is_near
 from metadata.reconfiguration import replica_state
 from metadata.records import (
     STATE_DRAINING,
@@ -341,6 +341,9 @@ def next_move(picture: Picture, resting: Collection[str]) -> Move | None:
     able = _usable_sequencers(picture)
     if len(able) < 2:
         return None
+    home = _move_home(picture, able, resting)
+    if home is not None:
+        return home
     ordered: dict[NodeId, list[str]] = {node_id: [] for node_id in able}
     for sequencer, logs in picture.index.sequencers().items():
         if sequencer.node_id in ordered:
@@ -350,12 +353,50 @@ def next_move(picture: Picture, resting: Collection[str]) -> Move | None:
     excess = len(ordered[most]) - len(ordered[fewest])
     if excess <= BALANCE_LOGS or excess <= BALANCE_SHARE * len(ordered[most]):
         return None
-    free = [name for name in ordered[most] if name not in resting]
+    free = [
+        name
+        for name in ordered[most]
+        if name not in resting and not _leaves_home(picture, name, most, fewest)
+    ]
     if not free:
         return None
     return Move(
         min(free, key=lambda name: (not _has_copy(picture, name, fewest), name)), most, fewest
     )
+
+
+def _move_home(picture: Picture, able: Sequence[NodeId], resting: Collection[str]) -> Move | None:
+    """A log that is ordered away from its writers, while a node that is there could do it."""
+    for name in sorted(picture.index.with_near()):
+        log = picture.index.log(name)
+        assert log is not None, "the index names logs that it knows"
+        segment, near = log.record.open_segment, log.record.near
+        source = segment.sequencer.node_id
+        if name in resting or source not in able or _is_there(picture, source, near):
+            continue
+        targets = [it for it in able if _is_there(picture, it, near)]
+        if targets:
+            best = min(
+                targets,
+                key=lambda it: (
+                    not _has_copy(picture, name, it),
+                    len(picture.index.ordered_by(it)),
+                    it,
+                ),
+            )
+            return Move(name, source, best)
+    return None
+
+
+def _leaves_home(picture: Picture, name: str, source: NodeId, target: NodeId) -> bool:
+    log = picture.index.log(name)
+    near = "" if log is None else log.record.near
+    return _is_there(picture, source, near) and not _is_there(picture, target, near)
+
+
+def _is_there(picture: Picture, node_id: NodeId, near: str) -> bool:
+    node = picture.nodes.get(node_id)
+    return node is not None and is_near(node.location, near)
 
 
 def _has_copy(picture: Picture, name: str, node_id: NodeId) -> bool:

@@ -9,7 +9,7 @@ from metadata.records import NodeRecord
 from metadata.view import ClusterView
 from node.controller.config import ControllerConfig
 from node.controller.core import Health
-from node.liveness import Liveness, is_refused
+from node.liveness import Liveness, free_bytes_of, is_refused
 from node.peers import in_parallel
 from sharedlog.clock import Clock
 from sharedlog.errors import SharedLogError, Unreachable
@@ -67,7 +67,8 @@ class Heartbeats:
             return self._missed(node, f"{answer.node_id} answers at its address")
         generation = Generation(answer.generation)
         said = {"stopping": answer.stopping, "read_only": answer.read_only}
-        self._liveness.heard(node.node_id, generation, **said)
+        free_bytes = free_bytes_of(answer)
+        self._liveness.heard(node.node_id, generation, free_bytes=free_bytes, **said)
         now_s = self._clock.monotonic_s()
         storeless = not answer.storage_id
         return self._health.on_heard(

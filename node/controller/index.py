@@ -52,6 +52,7 @@ class SegmentIndex:
         self._logs: dict[str, LogUse] = {}
         self._stores: dict[Store, StoreUse] = {}
         self._ordered: dict[SequencerId, set[str]] = {}
+        self._with_near: set[str] = set()
         self._marked: dict[str, tuple[LogRecord, Version]] = {}
         self._serial = 0
         self._serials: dict[str, int] = {}  # by log: its last change; in the order of these
@@ -102,6 +103,8 @@ class SegmentIndex:
             found.segments += 1
             found.open_logs.add(record.name)
         self._ordered.setdefault(record.open_segment.sequencer, set()).add(record.name)
+        if record.near:
+            self._with_near.add(record.name)
 
     def __len__(self) -> int:
         return len(self._logs)
@@ -135,6 +138,10 @@ class SegmentIndex:
             for name in names
         }
 
+    def with_near(self) -> AbstractSet[str]:
+        """Names of the logs that are to be ordered near their writers; not to be changed."""
+        return self._with_near
+
     def closed_lacking(self, name: str, serves: Callable[[Store], bool]) -> int:
         """Closed segments of a log of which some store does not serve."""
         use = self._logs.get(name)
@@ -156,6 +163,7 @@ class SegmentIndex:
         use = self._logs.pop(name, None)
         if use is None:
             return
+        self._with_near.discard(name)
         for stores, count in use.closed.items():
             for store in stores:
                 self._take_away(store, name, count)

@@ -16,6 +16,7 @@ from sharedlog.cli.app import (
     pass_settings,
 )
 from sharedlog.cli.output import Column, iso_time, note, plural, print_json, print_table
+from sharedlog.cli.placement import parse_near, parse_spread, placement_options
 from sharedlog.cli.retention import retention_options, retention_text
 from sharedlog.cli.session import with_cluster
 from sharedlog.cli.views import Json, spread_text, view_log, view_summary
@@ -81,6 +82,7 @@ def log() -> None:
     examples="""
 sharedlog log create orders                     replicas and quorum by its namespaces, or default
 sharedlog log create orders --replicas 3 --write-quorum 2
+sharedlog log create orders --spread zone:2 --near eu-1.zone-a
 sharedlog log create orders --local-age 7d --total-age 90d
 sharedlog log create orders --if-not-exists     for scripts
 """,
@@ -94,6 +96,7 @@ sharedlog log create orders --if-not-exists     for scripts
     help="Copies on disk that make an append durable; more than half of the replicas.  "
     "[default: the majority]",
 )
+@placement_options
 @retention_options
 @click.option("--if-not-exists", is_flag=True, help="That it exists already is no failure.")
 @cluster_options
@@ -105,18 +108,26 @@ def create(
     write_quorum: int | None,
     if_not_exists: bool,
     *,
+    spread: str | None,
+    near: str | None,
     local_bytes: int | None,
     local_age_s: int | None,
     total_age_s: int | None,
 ) -> None:
     """Create the log NAME: 1 to 255 of a-z A-Z 0-9 . _ / - starting with a letter or digit."""
     kept = Retention(local_bytes=local_bytes, local_age_s=local_age_s, total_age_s=total_age_s)
+    wanted = None if spread is None else parse_spread(spread)
 
     async def work(cluster: Cluster) -> tuple[bool, Json]:
         created = True
         try:
             await cluster.create_log(
-                name, replicas=replicas, write_quorum=write_quorum, retention=kept
+                name,
+                replicas=replicas,
+                write_quorum=write_quorum,
+                spread=wanted,
+                near=None if near is None else parse_near(near),
+                retention=kept,
             )
         except errors.LogExists:
             if not if_not_exists:
@@ -246,6 +257,7 @@ def _print_description(found: Json) -> None:
             f"{found['write_quorum']} (each acknowledged append is fsynced on so many)",
         ),
         ("spread", spread_text(found["spread"]) or "none asked for"),
+        ("near", found["near"] or "nowhere in particular"),
         ("created with", _created_with(found)),
         ("retention", retention_text(found)),
         ("start", f"{found['start']}{' (older records were purged)' if found['start'] else ''}"),

@@ -16,7 +16,7 @@ from sharedlog.cli.app import (
 )
 from sharedlog.cli.failures import EXIT_NOT_FOUND, SilentExit
 from sharedlog.cli.output import Column, iso_time, note, print_json, print_table
-from sharedlog.cli.reconfigure import parse_spread
+from sharedlog.cli.placement import parse_near, parse_spread, placement_options
 from sharedlog.cli.retention import RETENTION_FLAGS, retention_options
 from sharedlog.cli.session import with_cluster
 from sharedlog.cli.views import Json, spread_text, view_namespace
@@ -68,6 +68,7 @@ def namespace() -> None:
     cls=ExamplesCommand,
     examples="""
 sharedlog namespace set team/ --replicas 3 --write-quorum 2
+sharedlog namespace set team/eu/ --near eu-1      ordered where their writers are
 sharedlog namespace set team/tmp/ --replicas 1 --write-quorum 1 --spread none
 sharedlog namespace set team/ --local-age 7d --total-age 90d
 sharedlog namespace set team/ --inherit spread   from a shorter prefix again
@@ -81,16 +82,12 @@ sharedlog namespace set team/ --inherit spread   from a shorter prefix again
     metavar="N",
     help="Copies on disk that make an append durable; more than half of the replicas.",
 )
-@click.option(
-    "--spread",
-    metavar="LEVEL:N",
-    help="What each write quorum must span, e.g. zone:2 or zone:2,node:3; none: nothing.",
-)
+@placement_options
 @retention_options
 @click.option(
     "--inherit",
     multiple=True,
-    type=click.Choice(["replicas", "write-quorum", "spread", *RETENTION_FLAGS]),
+    type=click.Choice(["replicas", "write-quorum", "spread", "near", *RETENTION_FLAGS]),
     help="A setting that is not to be set here any more.",
 )
 @_VERSION
@@ -103,6 +100,7 @@ def set_namespace(
     replicas: int | None,
     write_quorum: int | None,
     spread: str | None,
+    near: str | None,
     local_bytes: int | None,
     local_age_s: int | None,
     total_age_s: int | None,
@@ -112,7 +110,8 @@ def set_namespace(
     """Set what logs under PREFIX inherit that are created from now on; keep what is not given."""
     wanted = None if spread is None else parse_spread(spread)
     kept = Retention(local_bytes=local_bytes, local_age_s=local_age_s, total_age_s=total_age_s)
-    if (replicas, write_quorum, wanted, kept, inherit) == (None, None, None, NO_RETENTION, ()):
+    given = (replicas, write_quorum, wanted, near, kept, inherit)
+    if given == (None, None, None, None, NO_RETENTION, ()):
         raise click.UsageError("nothing is to be set; see --replicas and what follows it")
 
     async def work(cluster: Cluster) -> namespace_pb2.Namespace:
@@ -121,6 +120,7 @@ def set_namespace(
             replicas=replicas,
             write_quorum=write_quorum,
             spread=wanted,
+            near=None if near is None else parse_near(near),
             retention=kept,
             inherit=[name.replace("-", "_") for name in inherit],
             expected_version=if_version,
@@ -178,6 +178,7 @@ def list_namespaces(settings: Settings, prefix: str) -> None:
             Column("REPLICAS", right=True),
             Column("QUORUM", right=True),
             Column("SPREAD"),
+            Column("NEAR"),
             *(Column(flag.replace("-", " ").upper(), right=True) for flag in RETENTION_FLAGS),
             Column("CHANGED"),
         ],
@@ -187,6 +188,7 @@ def list_namespaces(settings: Settings, prefix: str) -> None:
                 _set_or_not(entry["replicas"]),
                 _set_or_not(entry["write_quorum"]),
                 "-" if entry["spread"] is None else spread_text(entry["spread"]) or "none",
+                "-" if entry["near"] is None else entry["near"] or "none",
                 *(
                     "-" if entry[field] is None else amount_text(name, entry[field]) or "none"
                     for name, field in RETENTION_SETTINGS.items()

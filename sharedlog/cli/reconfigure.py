@@ -8,6 +8,7 @@ import click
 
 from sharedlog.cli.app import ExamplesCommand, Settings, cluster_options, pass_settings
 from sharedlog.cli.output import plural, print_json
+from sharedlog.cli.placement import parse_near, parse_spread, placement_options
 from sharedlog.cli.session import with_cluster
 from sharedlog.cli.views import Json, spread_text, view_segment
 
@@ -23,6 +24,7 @@ sharedlog log reconfigure orders --sequencer n2         move the sequencer
 sharedlog log reconfigure orders --nodeset n1,n2,n4     other log servers from here on
 sharedlog log reconfigure orders --replicas 5 --write-quorum 3
 sharedlog log reconfigure orders --spread zone:2        each append on two zones at least
+sharedlog log reconfigure orders --near eu-1.zone-a     ordered where its writers are
 sharedlog log reconfigure orders --replicas 5 --dry-run
 """,
 )
@@ -36,11 +38,7 @@ sharedlog log reconfigure orders --replicas 5 --dry-run
     metavar="N",
     help="Copies on disk that make an append durable; more than half of the replicas.",
 )
-@click.option(
-    "--spread",
-    metavar="LEVEL:N",
-    help="What each write quorum must span, e.g. zone:2 or zone:2,node:3; none: nothing.",
-)
+@placement_options
 @click.option("--reason", default="", metavar="TEXT", help="Why, for the nodes' own logs.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @cluster_options
@@ -54,6 +52,7 @@ def reconfigure(
     replicas: int | None,
     write_quorum: int | None,
     spread: str | None,
+    near: str | None,
     reason: str,
     dry_run: bool,
 ) -> None:
@@ -73,6 +72,7 @@ def reconfigure(
             replicas=replicas or 0,
             write_quorum=write_quorum or 0,
             spread=wanted,
+            near=None if near is None else parse_near(near),
             dry_run=dry_run,
             reason=reason or "asked for by `log reconfigure`",
         )
@@ -92,23 +92,6 @@ def seal(settings: Settings, name: str, reason: str) -> None:
         return await cluster.admin.reconfigure(name, reason=reason or "asked for by `log seal`")
 
     _print(settings, name, with_cluster(settings, work), dry_run=False)
-
-
-def parse_spread(text: str) -> dict[str, int]:
-    """{"zone": 2} from "zone:2"; {} from "none". Which levels there are the cluster knows.
-
-    Raises:
-        click.UsageError: it does not read so.
-    """
-    if text == "none":
-        return {}
-    found: dict[str, int] = {}
-    for part in text.split(","):
-        level, _, count = part.strip().partition(":")
-        if not level or not count.isdecimal() or level in found:
-            raise click.UsageError(f"{text!r} is no spread: LEVEL:N is needed, e.g. zone:2")
-        found[level] = int(count)
-    return found
 
 
 def _print(

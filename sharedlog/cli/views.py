@@ -34,6 +34,7 @@ def view_log(log: types_pb2.LogDescription) -> Json:
         "replicas": log.replicas,
         "write_quorum": log.write_quorum,
         "spread": dict(log.spread),
+        "near": log.near,
         "created_ms": log.created_ms,
         "created_with": [_view_setting(setting) for setting in log.created_with],
         "retention": _view_retention(log),
@@ -91,6 +92,7 @@ def view_namespace(namespace: namespace_pb2.Namespace) -> Json:
         "replicas": namespace.replicas if namespace.HasField("replicas") else None,
         "write_quorum": namespace.write_quorum if namespace.HasField("write_quorum") else None,
         "spread": dict(namespace.spread.levels) if namespace.HasField("spread") else None,
+        "near": namespace.near if namespace.HasField("near") else None,
         **{
             field: getattr(kept, field) if kept.HasField(field) else None
             for field in ("local_bytes", "local_age_s", "total_age_s")

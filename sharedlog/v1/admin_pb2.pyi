@@ -57,6 +57,7 @@ class ReconfigureRequest(_message.Message):
     SEGMENT_INDEX_FIELD_NUMBER: _builtins.int
     DIRECT_ONLY_FIELD_NUMBER: _builtins.int
     NOT_SEQUENCER_FIELD_NUMBER: _builtins.int
+    NEAR_FIELD_NUMBER: _builtins.int
     log: _builtins.str
     """The log's name."""
     sequencer: _builtins.str
@@ -75,6 +76,8 @@ class ReconfigureRequest(_message.Message):
     """Only if this segment is still open; absent: whichever is."""
     direct_only: _builtins.bool
     """Answered by the asked node itself, not forwarded to the log's sequencer."""
+    near: _builtins.str
+    """Where the log's writers are from now on (types.proto, LogDescription.near); absent: as before."""
     @_builtins.property
     def nodeset(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Log servers of the new segment; empty: chosen."""
@@ -104,13 +107,19 @@ class ReconfigureRequest(_message.Message):
         segment_index: _builtins.int | None = ...,
         direct_only: _builtins.bool = ...,
         not_sequencer: _abc.Iterable[_builtins.str] | None = ...,
+        near: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_segment_index", b"_segment_index", "segment_index", b"segment_index"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_near", b"_near", "_segment_index", b"_segment_index", "near", b"near", "segment_index", b"segment_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_segment_index", b"_segment_index", "direct_only", b"direct_only", "dry_run", b"dry_run", "log", b"log", "nodeset", b"nodeset", "not_sequencer", b"not_sequencer", "reason", b"reason", "replicas", b"replicas", "segment_index", b"segment_index", "sequencer", b"sequencer", "set_spread", b"set_spread", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_near", b"_near", "_segment_index", b"_segment_index", "direct_only", b"direct_only", "dry_run", b"dry_run", "log", b"log", "near", b"near", "nodeset", b"nodeset", "not_sequencer", b"not_sequencer", "reason", b"reason", "replicas", b"replicas", "segment_index", b"segment_index", "sequencer", b"sequencer", "set_spread", b"set_spread", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__near: _TypeAlias = _typing.Literal["near"]  # noqa: Y015
+    _WhichOneofArgType__near: _TypeAlias = _typing.Literal["_near", b"_near"]  # noqa: Y015
     _WhichOneofReturnType__segment_index: _TypeAlias = _typing.Literal["segment_index"]  # noqa: Y015
     _WhichOneofArgType__segment_index: _TypeAlias = _typing.Literal["_segment_index", b"_segment_index"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__near) -> _WhichOneofReturnType__near | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__segment_index) -> _WhichOneofReturnType__segment_index | None: ...
 
 Global___ReconfigureRequest: _TypeAlias = ReconfigureRequest  # noqa: Y015

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sharedlog.v1 import types_pb2 as sharedlog_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asharedlog/v1/cluster.proto\x12\x0csharedlog.v1\x1a\x18sharedlog/v1/types.proto\"\r\n\x0bPingRequest\"l\n\x0cPingResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x12\n\nstorage_id\x18\x03 \x01(\t\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x10\n\x08stopping\x18\x05 \x01(\x08\"J\n\x14ReportSuspectRequest\x12\x0b\n\x03log\x18\x01 \x01(\t\x12\x15\n\rsegment_index\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\"m\n\x15ReportSuspectResponse\x12\x15\n\rchain_version\x18\x01 \x01(\x04\x12,\n\tsequencer\x18\x02 \x01(\x0b\x32\x19.sharedlog.v1.SequencerId\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"\x11\n\x0fGetNodesRequest\"P\n\x10GetNodesResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12(\n\x05nodes\x18\x02 \x03(\x0b\x32\x19.sharedlog.v1.NodeAddress\"&\n\x10GetStatusRequest\x12\x12\n\nlocal_only\x18\x01 \x01(\x08\"\xfb\x01\n\x11GetStatusResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\'\n\x08problems\x18\x02 \x03(\x0b\x32\x15.sharedlog.v1.Problem\x12\'\n\x05nodes\x18\x03 \x03(\x0b\x32\x18.sharedlog.v1.NodeStatus\x12%\n\x04logs\x18\x04 \x03(\x0b\x32\x17.sharedlog.v1.LogStatus\x12\x10\n\x08metadata\x18\x05 \x01(\t\x12\x11\n\tlog_count\x18\x06 \x01(\r\x12\x12\n\ncontroller\x18\x07 \x01(\t\x12 \n\x04work\x18\x08 \x03(\x0b\x32\x12.sharedlog.v1.Work\"d\n\x04Work\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0c\n\x04\x64one\x18\x04 \x01(\x04\x12\r\n\x05total\x18\x05 \x01(\x04\x12\x0f\n\x07node_id\x18\x06 \x01(\t\"\xad\x01\n\x07Problem\x12\x30\n\x08severity\x18\x01 \x01(\x0e\x32\x1e.sharedlog.v1.Problem.Severity\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"N\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x14\n\x10SEVERITY_WARNING\x10\x01\x12\x12\n\x0eSEVERITY_ERROR\x10\x02\"\x88\x03\n\nNodeStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\x0chttp_address\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x12\n\nstorage_id\x18\x05 \x01(\t\x12\x10\n\x08location\x18\x06 \x01(\t\x12\r\n\x05roles\x18\x07 \x03(\t\x12\r\n\x05\x61live\x18\x08 \x01(\x08\x12\r\n\x05\x65rror\x18\t \x01(\t\x12\x11\n\tread_only\x18\n \x01(\x08\x12\x17\n\x0f\x64isk_free_bytes\x18\x0b \x01(\x04\x12\x13\n\x0bstore_bytes\x18\x0c \x01(\x04\x12\x16\n\x0erss_anon_bytes\x18\r \x01(\x04\x12\x10\n\x08uptime_s\x18\x0e \x01(\x01\x12\x0f\n\x07version\x18\x0f \x01(\t\x12\x0f\n\x07loglets\x18\x10 \x01(\r\x12\x16\n\x0esequenced_logs\x18\x11 \x01(\r\x12\r\n\x05state\x18\x12 \x01(\t\x12\x10\n\x08segments\x18\x13 \x01(\r\x12\x15\n\ropen_segments\x18\x14 \x01(\r\"\xac\x02\n\tLogStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06log_id\x18\x02 \x01(\x06\x12\x10\n\x08replicas\x18\x03 \x01(\r\x12\x14\n\x0cwrite_quorum\x18\x04 \x01(\r\x12,\n\tsequencer\x18\x05 \x01(\x0b\x32\x19.sharedlog.v1.SequencerId\x12\x17\n\x0f\x61\x63\x63\x65pts_appends\x18\x06 \x01(\x08\x12\x12\n\nknown_tail\x18\x07 \x01(\x04\x12\x16\n\x0ereplicas_alive\x18\x08 \x01(\r\x12\x1b\n\x13under_replicated_on\x18\t \x03(\t\x12\x10\n\x08segments\x18\n \x01(\r\x12\x14\n\x0cunrepairable\x18\x0b \x01(\t\x12!\n\x19segments_under_replicated\x18\x0c \x01(\r2\xc2\x02\n\x0e\x43lusterService\x12I\n\x08GetNodes\x12\x1d.sharedlog.v1.GetNodesRequest\x1a\x1e.sharedlog.v1.GetNodesResponse\x12L\n\tGetStatus\x12\x1e.sharedlog.v1.GetStatusRequest\x1a\x1f.sharedlog.v1.GetStatusResponse\x12=\n\x04Ping\x12\x19.sharedlog.v1.PingRequest\x1a\x1a.sharedlog.v1.PingResponse\x12X\n\rReportSuspect\x12\".sharedlog.v1.ReportSuspectRequest\x1a#.sharedlog.v1.ReportSuspectResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asharedlog/v1/cluster.proto\x12\x0csharedlog.v1\x1a\x18sharedlog/v1/types.proto\"\r\n\x0bPingRequest\"\x9e\x01\n\x0cPingResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x12\n\nstorage_id\x18\x03 \x01(\t\x12\x11\n\tread_only\x18\x04 \x01(\x08\x12\x10\n\x08stopping\x18\x05 \x01(\x08\x12\x1c\n\x0f\x64isk_free_bytes\x18\x06 \x01(\x04H\x00\x88\x01\x01\x42\x12\n\x10_disk_free_bytes\"J\n\x14ReportSuspectRequest\x12\x0b\n\x03log\x18\x01 \x01(\t\x12\x15\n\rsegment_index\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\"m\n\x15ReportSuspectResponse\x12\x15\n\rchain_version\x18\x01 \x01(\x04\x12,\n\tsequencer\x18\x02 \x01(\x0b\x32\x19.sharedlog.v1.SequencerId\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\"\x11\n\x0fGetNodesRequest\"P\n\x10GetNodesResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12(\n\x05nodes\x18\x02 \x03(\x0b\x32\x19.sharedlog.v1.NodeAddress\"&\n\x10GetStatusRequest\x12\x12\n\nlocal_only\x18\x01 \x01(\x08\"\xfb\x01\n\x11GetStatusResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\'\n\x08problems\x18\x02 \x03(\x0b\x32\x15.sharedlog.v1.Problem\x12\'\n\x05nodes\x18\x03 \x03(\x0b\x32\x18.sharedlog.v1.NodeStatus\x12%\n\x04logs\x18\x04 \x03(\x0b\x32\x17.sharedlog.v1.LogStatus\x12\x10\n\x08metadata\x18\x05 \x01(\t\x12\x11\n\tlog_count\x18\x06 \x01(\r\x12\x12\n\ncontroller\x18\x07 \x01(\t\x12 \n\x04work\x18\x08 \x03(\x0b\x32\x12.sharedlog.v1.Work\"d\n\x04Work\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0c\n\x04\x64one\x18\x04 \x01(\x04\x12\r\n\x05total\x18\x05 \x01(\x04\x12\x0f\n\x07node_id\x18\x06 \x01(\t\"\xad\x01\n\x07Problem\x12\x30\n\x08severity\x18\x01 \x01(\x0e\x32\x1e.sharedlog.v1.Problem.Severity\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"N\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x14\n\x10SEVERITY_WARNING\x10\x01\x12\x12\n\x0eSEVERITY_ERROR\x10\x02\"\x88\x03\n\nNodeStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\x0chttp_address\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x12\n\nstorage_id\x18\x05 \x01(\t\x12\x10\n\x08location\x18\x06 \x01(\t\x12\r\n\x05roles\x18\x07 \x03(\t\x12\r\n\x05\x61live\x18\x08 \x01(\x08\x12\r\n\x05\x65rror\x18\t \x01(\t\x12\x11\n\tread_only\x18\n \x01(\x08\x12\x17\n\x0f\x64isk_free_bytes\x18\x0b \x01(\x04\x12\x13\n\x0bstore_bytes\x18\x0c \x01(\x04\x12\x16\n\x0erss_anon_bytes\x18\r \x01(\x04\x12\x10\n\x08uptime_s\x18\x0e \x01(\x01\x12\x0f\n\x07version\x18\x0f \x01(\t\x12\x0f\n\x07loglets\x18\x10 \x01(\r\x12\x16\n\x0esequenced_logs\x18\x11 \x01(\r\x12\r\n\x05state\x18\x12 \x01(\t\x12\x10\n\x08segments\x18\x13 \x01(\r\x12\x15\n\ropen_segments\x18\x14 \x01(\r\"\xac\x02\n\tLogStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06log_id\x18\x02 \x01(\x06\x12\x10\n\x08replicas\x18\x03 \x01(\r\x12\x14\n\x0cwrite_quorum\x18\x04 \x01(\r\x12,\n\tsequencer\x18\x05 \x01(\x0b\x32\x19.sharedlog.v1.SequencerId\x12\x17\n\x0f\x61\x63\x63\x65pts_appends\x18\x06 \x01(\x08\x12\x12\n\nknown_tail\x18\x07 \x01(\x04\x12\x16\n\x0ereplicas_alive\x18\x08 \x01(\r\x12\x1b\n\x13under_replicated_on\x18\t \x03(\t\x12\x10\n\x08segments\x18\n \x01(\r\x12\x14\n\x0cunrepairable\x18\x0b \x01(\t\x12!\n\x19segments_under_replicated\x18\x0c \x01(\r2\xc2\x02\n\x0e\x43lusterService\x12I\n\x08GetNodes\x12\x1d.sharedlog.v1.GetNodesRequest\x1a\x1e.sharedlog.v1.GetNodesResponse\x12L\n\tGetStatus\x12\x1e.sharedlog.v1.GetStatusRequest\x1a\x1f.sharedlog.v1.GetStatusResponse\x12=\n\x04Ping\x12\x19.sharedlog.v1.PingRequest\x1a\x1a.sharedlog.v1.PingResponse\x12X\n\rReportSuspect\x12\".sharedlog.v1.ReportSuspectRequest\x1a#.sharedlog.v1.ReportSuspectResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,30 +34,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PINGREQUEST']._serialized_start=70
   _globals['_PINGREQUEST']._serialized_end=83
-  _globals['_PINGRESPONSE']._serialized_start=85
-  _globals['_PINGRESPONSE']._serialized_end=193
-  _globals['_REPORTSUSPECTREQUEST']._serialized_start=195
-  _globals['_REPORTSUSPECTREQUEST']._serialized_end=269
-  _globals['_REPORTSUSPECTRESPONSE']._serialized_start=271
-  _globals['_REPORTSUSPECTRESPONSE']._serialized_end=380
-  _globals['_GETNODESREQUEST']._serialized_start=382
-  _globals['_GETNODESREQUEST']._serialized_end=399
-  _globals['_GETNODESRESPONSE']._serialized_start=401
-  _globals['_GETNODESRESPONSE']._serialized_end=481
-  _globals['_GETSTATUSREQUEST']._serialized_start=483
-  _globals['_GETSTATUSREQUEST']._serialized_end=521
-  _globals['_GETSTATUSRESPONSE']._serialized_start=524
-  _globals['_GETSTATUSRESPONSE']._serialized_end=775
-  _globals['_WORK']._serialized_start=777
-  _globals['_WORK']._serialized_end=877
-  _globals['_PROBLEM']._serialized_start=880
-  _globals['_PROBLEM']._serialized_end=1053
-  _globals['_PROBLEM_SEVERITY']._serialized_start=975
-  _globals['_PROBLEM_SEVERITY']._serialized_end=1053
-  _globals['_NODESTATUS']._serialized_start=1056
-  _globals['_NODESTATUS']._serialized_end=1448
-  _globals['_LOGSTATUS']._serialized_start=1451
-  _globals['_LOGSTATUS']._serialized_end=1751
-  _globals['_CLUSTERSERVICE']._serialized_start=1754
-  _globals['_CLUSTERSERVICE']._serialized_end=2076
+  _globals['_PINGRESPONSE']._serialized_start=86
+  _globals['_PINGRESPONSE']._serialized_end=244
+  _globals['_REPORTSUSPECTREQUEST']._serialized_start=246
+  _globals['_REPORTSUSPECTREQUEST']._serialized_end=320
+  _globals['_REPORTSUSPECTRESPONSE']._serialized_start=322
+  _globals['_REPORTSUSPECTRESPONSE']._serialized_end=431
+  _globals['_GETNODESREQUEST']._serialized_start=433
+  _globals['_GETNODESREQUEST']._serialized_end=450
+  _globals['_GETNODESRESPONSE']._serialized_start=452
+  _globals['_GETNODESRESPONSE']._serialized_end=532
+  _globals['_GETSTATUSREQUEST']._serialized_start=534
+  _globals['_GETSTATUSREQUEST']._serialized_end=572
+  _globals['_GETSTATUSRESPONSE']._serialized_start=575
+  _globals['_GETSTATUSRESPONSE']._serialized_end=826
+  _globals['_WORK']._serialized_start=828
+  _globals['_WORK']._serialized_end=928
+  _globals['_PROBLEM']._serialized_start=931
+  _globals['_PROBLEM']._serialized_end=1104
+  _globals['_PROBLEM_SEVERITY']._serialized_start=1026
+  _globals['_PROBLEM_SEVERITY']._serialized_end=1104
+  _globals['_NODESTATUS']._serialized_start=1107
+  _globals['_NODESTATUS']._serialized_end=1499
+  _globals['_LOGSTATUS']._serialized_start=1502
+  _globals['_LOGSTATUS']._serialized_end=1802
+  _globals['_CLUSTERSERVICE']._serialized_start=1805
+  _globals['_CLUSTERSERVICE']._serialized_end=2127
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,7 @@ class PingResponse(_message.Message):
     STORAGE_ID_FIELD_NUMBER: _builtins.int
     READ_ONLY_FIELD_NUMBER: _builtins.int
     STOPPING_FIELD_NUMBER: _builtins.int
+    DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Unique in the cluster, e.g. "n1"."""
     generation: _builtins.int
@@ -54,6 +55,8 @@ class PingResponse(_message.Message):
     """The log server refuses stores: disk full or nearly so."""
     stopping: _builtins.bool
     """The process shuts down: it hands over its logs and takes no new ones."""
+    disk_free_bytes: _builtins.int
+    """That batches may still take on its log server; absent without the role."""
     def __init__(
         self,
         *,
@@ -62,12 +65,15 @@ class PingResponse(_message.Message):
         storage_id: _builtins.str = ...,
         read_only: _builtins.bool = ...,
         stopping: _builtins.bool = ...,
+        disk_free_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes", "disk_free_bytes", b"disk_free_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "node_id", b"node_id", "read_only", b"read_only", "stopping", b"stopping", "storage_id", b"storage_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes", "disk_free_bytes", b"disk_free_bytes", "generation", b"generation", "node_id", b"node_id", "read_only", b"read_only", "stopping", b"stopping", "storage_id", b"storage_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__disk_free_bytes: _TypeAlias = _typing.Literal["disk_free_bytes"]  # noqa: Y015
+    _WhichOneofArgType__disk_free_bytes: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_free_bytes) -> _WhichOneofReturnType__disk_free_bytes | None: ...
 
 Global___PingResponse: _TypeAlias = PingResponse  # noqa: Y015
 

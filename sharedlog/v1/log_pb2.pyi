@@ -23,11 +23,34 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class CreateLogRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class SpreadEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     WRITE_QUORUM_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
     RETENTION_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
+    SET_SPREAD_FIELD_NUMBER: _builtins.int
+    NEAR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 255 of [a-zA-Z0-9._/-], starting with a letter or digit."""
     replicas: _builtins.int
@@ -38,9 +61,17 @@ class CreateLogRequest(_message.Message):
     """
     nonce: _builtins.str
     """Chosen by the caller, the same in each retry: a create whose answer was lost succeeds when repeated."""
+    set_spread: _builtins.bool
+    """Takes `spread`, also if it is empty; otherwise what the namespaces say."""
+    near: _builtins.str
+    """Where the log's writers are (types.proto, LogDescription.near); absent: what the namespaces say."""
     @_builtins.property
     def retention(self) -> _types_pb2.Retention:
         """How long records are kept; a field that is absent takes what the namespaces say, or else no limit."""
+
+    @_builtins.property
+    def spread(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """What each write quorum must span (types.proto, Segment.spread); only if `set_spread`."""
 
     def __init__(
         self,
@@ -50,12 +81,17 @@ class CreateLogRequest(_message.Message):
         write_quorum: _builtins.int = ...,
         nonce: _builtins.str = ...,
         retention: _types_pb2.Retention | None = ...,
+        spread: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        set_spread: _builtins.bool = ...,
+        near: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["retention", b"retention"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_near", b"_near", "near", b"near", "retention", b"retention"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "nonce", b"nonce", "replicas", b"replicas", "retention", b"retention", "write_quorum", b"write_quorum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_near", b"_near", "name", b"name", "near", b"near", "nonce", b"nonce", "replicas", b"replicas", "retention", b"retention", "set_spread", b"set_spread", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__near: _TypeAlias = _typing.Literal["near"]  # noqa: Y015
+    _WhichOneofArgType__near: _TypeAlias = _typing.Literal["_near", b"_near"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__near) -> _WhichOneofReturnType__near | None: ...
 
 Global___CreateLogRequest: _TypeAlias = CreateLogRequest  # noqa: Y015
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sharedlog.v1 import types_pb2 as sharedlog_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csharedlog/v1/namespace.proto\x12\x0csharedlog.v1\x1a\x18sharedlog/v1/types.proto\"\x93\x02\n\tNamespace\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x15\n\x08replicas\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0cwrite_quorum\x18\x03 \x01(\rH\x01\x88\x01\x01\x12+\n\x06spread\x18\x04 \x01(\x0b\x32\x1b.sharedlog.v1.SpreadSetting\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x12\n\nchanged_ms\x18\x06 \x01(\x04\x12(\n\teffective\x18\x07 \x03(\x0b\x32\x15.sharedlog.v1.Setting\x12*\n\tretention\x18\x08 \x01(\x0b\x32\x17.sharedlog.v1.RetentionB\x0b\n\t_replicasB\x0f\n\r_write_quorum\"w\n\rSpreadSetting\x12\x37\n\x06levels\x18\x01 \x03(\x0b\x32\'.sharedlog.v1.SpreadSetting.LevelsEntry\x1a-\n\x0bLevelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\xa2\x02\n\x13SetNamespaceRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x15\n\x08replicas\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0cwrite_quorum\x18\x03 \x01(\rH\x01\x88\x01\x01\x12+\n\x06spread\x18\x04 \x01(\x0b\x32\x1b.sharedlog.v1.SpreadSetting\x12\x0f\n\x07inherit\x18\x05 \x03(\t\x12\x1d\n\x10\x65xpected_version\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12\r\n\x05nonce\x18\x07 \x01(\t\x12*\n\tretention\x18\x08 \x01(\x0b\x32\x17.sharedlog.v1.RetentionB\x0b\n\t_replicasB\x0f\n\r_write_quorumB\x13\n\x11_expected_version\"B\n\x14SetNamespaceResponse\x12*\n\tnamespace\x18\x01 \x01(\x0b\x32\x17.sharedlog.v1.Namespace\"%\n\x13GetNamespaceRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\"B\n\x14GetNamespaceResponse\x12*\n\tnamespace\x18\x01 \x01(\x0b\x32\x17.sharedlog.v1.Namespace\"\'\n\x15ListNamespacesRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\"E\n\x16ListNamespacesResponse\x12+\n\nnamespaces\x18\x01 \x03(\x0b\x32\x17.sharedlog.v1.Namespace\"\\\n\x16\x44\x65leteNamespaceRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x1d\n\x10\x65xpected_version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"*\n\x17\x44\x65leteNamespaceResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\x32\xfd\x02\n\x10NamespaceService\x12U\n\x0cSetNamespace\x12!.sharedlog.v1.SetNamespaceRequest\x1a\".sharedlog.v1.SetNamespaceResponse\x12U\n\x0cGetNamespace\x12!.sharedlog.v1.GetNamespaceRequest\x1a\".sharedlog.v1.GetNamespaceResponse\x12[\n\x0eListNamespaces\x12#.sharedlog.v1.ListNamespacesRequest\x1a$.sharedlog.v1.ListNamespacesResponse\x12^\n\x0f\x44\x65leteNamespace\x12$.sharedlog.v1.DeleteNamespaceRequest\x1a%.sharedlog.v1.DeleteNamespaceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csharedlog/v1/namespace.proto\x12\x0csharedlog.v1\x1a\x18sharedlog/v1/types.proto\"\xaf\x02\n\tNamespace\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x15\n\x08replicas\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0cwrite_quorum\x18\x03 \x01(\rH\x01\x88\x01\x01\x12+\n\x06spread\x18\x04 \x01(\x0b\x32\x1b.sharedlog.v1.SpreadSetting\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x12\n\nchanged_ms\x18\x06 \x01(\x04\x12(\n\teffective\x18\x07 \x03(\x0b\x32\x15.sharedlog.v1.Setting\x12*\n\tretention\x18\x08 \x01(\x0b\x32\x17.sharedlog.v1.Retention\x12\x11\n\x04near\x18\t \x01(\tH\x02\x88\x01\x01\x42\x0b\n\t_replicasB\x0f\n\r_write_quorumB\x07\n\x05_near\"w\n\rSpreadSetting\x12\x37\n\x06levels\x18\x01 \x03(\x0b\x32\'.sharedlog.v1.SpreadSetting.LevelsEntry\x1a-\n\x0bLevelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\xbe\x02\n\x13SetNamespaceRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x15\n\x08replicas\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x0cwrite_quorum\x18\x03 \x01(\rH\x01\x88\x01\x01\x12+\n\x06spread\x18\x04 \x01(\x0b\x32\x1b.sharedlog.v1.SpreadSetting\x12\x0f\n\x07inherit\x18\x05 \x03(\t\x12\x1d\n\x10\x65xpected_version\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12\r\n\x05nonce\x18\x07 \x01(\t\x12*\n\tretention\x18\x08 \x01(\x0b\x32\x17.sharedlog.v1.Retention\x12\x11\n\x04near\x18\t \x01(\tH\x03\x88\x01\x01\x42\x0b\n\t_replicasB\x0f\n\r_write_quorumB\x13\n\x11_expected_versionB\x07\n\x05_near\"B\n\x14SetNamespaceResponse\x12*\n\tnamespace\x18\x01 \x01(\x0b\x32\x17.sharedlog.v1.Namespace\"%\n\x13GetNamespaceRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\"B\n\x14GetNamespaceResponse\x12*\n\tnamespace\x18\x01 \x01(\x0b\x32\x17.sharedlog.v1.Namespace\"\'\n\x15ListNamespacesRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\"E\n\x16ListNamespacesResponse\x12+\n\nnamespaces\x18\x01 \x03(\x0b\x32\x17.sharedlog.v1.Namespace\"\\\n\x16\x44\x65leteNamespaceRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x1d\n\x10\x65xpected_version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"*\n\x17\x44\x65leteNamespaceResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\x32\xfd\x02\n\x10NamespaceService\x12U\n\x0cSetNamespace\x12!.sharedlog.v1.SetNamespaceRequest\x1a\".sharedlog.v1.SetNamespaceResponse\x12U\n\x0cGetNamespace\x12!.sharedlog.v1.GetNamespaceRequest\x1a\".sharedlog.v1.GetNamespaceResponse\x12[\n\x0eListNamespaces\x12#.sharedlog.v1.ListNamespacesRequest\x1a$.sharedlog.v1.ListNamespacesResponse\x12^\n\x0f\x44\x65leteNamespace\x12$.sharedlog.v1.DeleteNamespaceRequest\x1a%.sharedlog.v1.DeleteNamespaceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,27 +35,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SPREADSETTING_LEVELSENTRY']._loaded_options = None
   _globals['_SPREADSETTING_LEVELSENTRY']._serialized_options = b'8\001'
   _globals['_NAMESPACE']._serialized_start=73
-  _globals['_NAMESPACE']._serialized_end=348
-  _globals['_SPREADSETTING']._serialized_start=350
-  _globals['_SPREADSETTING']._serialized_end=469
-  _globals['_SPREADSETTING_LEVELSENTRY']._serialized_start=424
-  _globals['_SPREADSETTING_LEVELSENTRY']._serialized_end=469
-  _globals['_SETNAMESPACEREQUEST']._serialized_start=472
-  _globals['_SETNAMESPACEREQUEST']._serialized_end=762
-  _globals['_SETNAMESPACERESPONSE']._serialized_start=764
-  _globals['_SETNAMESPACERESPONSE']._serialized_end=830
-  _globals['_GETNAMESPACEREQUEST']._serialized_start=832
-  _globals['_GETNAMESPACEREQUEST']._serialized_end=869
-  _globals['_GETNAMESPACERESPONSE']._serialized_start=871
-  _globals['_GETNAMESPACERESPONSE']._serialized_end=937
-  _globals['_LISTNAMESPACESREQUEST']._serialized_start=939
-  _globals['_LISTNAMESPACESREQUEST']._serialized_end=978
-  _globals['_LISTNAMESPACESRESPONSE']._serialized_start=980
-  _globals['_LISTNAMESPACESRESPONSE']._serialized_end=1049
-  _globals['_DELETENAMESPACEREQUEST']._serialized_start=1051
-  _globals['_DELETENAMESPACEREQUEST']._serialized_end=1143
-  _globals['_DELETENAMESPACERESPONSE']._serialized_start=1145
-  _globals['_DELETENAMESPACERESPONSE']._serialized_end=1187
-  _globals['_NAMESPACESERVICE']._serialized_start=1190
-  _globals['_NAMESPACESERVICE']._serialized_end=1571
+  _globals['_NAMESPACE']._serialized_end=376
+  _globals['_SPREADSETTING']._serialized_start=378
+  _globals['_SPREADSETTING']._serialized_end=497
+  _globals['_SPREADSETTING_LEVELSENTRY']._serialized_start=452
+  _globals['_SPREADSETTING_LEVELSENTRY']._serialized_end=497
+  _globals['_SETNAMESPACEREQUEST']._serialized_start=500
+  _globals['_SETNAMESPACEREQUEST']._serialized_end=818
+  _globals['_SETNAMESPACERESPONSE']._serialized_start=820
+  _globals['_SETNAMESPACERESPONSE']._serialized_end=886
+  _globals['_GETNAMESPACEREQUEST']._serialized_start=888
+  _globals['_GETNAMESPACEREQUEST']._serialized_end=925
+  _globals['_GETNAMESPACERESPONSE']._serialized_start=927
+  _globals['_GETNAMESPACERESPONSE']._serialized_end=993
+  _globals['_LISTNAMESPACESREQUEST']._serialized_start=995
+  _globals['_LISTNAMESPACESREQUEST']._serialized_end=1034
+  _globals['_LISTNAMESPACESRESPONSE']._serialized_start=1036
+  _globals['_LISTNAMESPACESRESPONSE']._serialized_end=1105
+  _globals['_DELETENAMESPACEREQUEST']._serialized_start=1107
+  _globals['_DELETENAMESPACEREQUEST']._serialized_end=1199
+  _globals['_DELETENAMESPACERESPONSE']._serialized_start=1201
+  _globals['_DELETENAMESPACERESPONSE']._serialized_end=1243
+  _globals['_NAMESPACESERVICE']._serialized_start=1246
+  _globals['_NAMESPACESERVICE']._serialized_end=1627
 # @@protoc_insertion_point(module_scope)

@@ -31,6 +31,7 @@ class Namespace(_message.Message):
     CHANGED_MS_FIELD_NUMBER: _builtins.int
     EFFECTIVE_FIELD_NUMBER: _builtins.int
     RETENTION_FIELD_NUMBER: _builtins.int
+    NEAR_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     """Ends with "/", or is empty: of every log."""
     replicas: _builtins.int
@@ -41,6 +42,8 @@ class Namespace(_message.Message):
     """Of the last change; 0: the prefix sets nothing."""
     changed_ms: _builtins.int
     """When it was last changed, Unix time in milliseconds."""
+    near: _builtins.str
+    """See LogDescription.near; absent: inherited, empty: nowhere in particular."""
     @_builtins.property
     def spread(self) -> Global___SpreadSetting:
         """See Segment.spread; absent: inherited, empty: none."""
@@ -64,15 +67,20 @@ class Namespace(_message.Message):
         changed_ms: _builtins.int = ...,
         effective: _abc.Iterable[_types_pb2.Setting] | None = ...,
         retention: _types_pb2.Retention | None = ...,
+        near: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_replicas", b"_replicas", "_write_quorum", b"_write_quorum", "replicas", b"replicas", "retention", b"retention", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_near", b"_near", "_replicas", b"_replicas", "_write_quorum", b"_write_quorum", "near", b"near", "replicas", b"replicas", "retention", b"retention", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_replicas", b"_replicas", "_write_quorum", b"_write_quorum", "changed_ms", b"changed_ms", "effective", b"effective", "prefix", b"prefix", "replicas", b"replicas", "retention", b"retention", "spread", b"spread", "version", b"version", "write_quorum", b"write_quorum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_near", b"_near", "_replicas", b"_replicas", "_write_quorum", b"_write_quorum", "changed_ms", b"changed_ms", "effective", b"effective", "near", b"near", "prefix", b"prefix", "replicas", b"replicas", "retention", b"retention", "spread", b"spread", "version", b"version", "write_quorum", b"write_quorum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__near: _TypeAlias = _typing.Literal["near"]  # noqa: Y015
+    _WhichOneofArgType__near: _TypeAlias = _typing.Literal["_near", b"_near"]  # noqa: Y015
     _WhichOneofReturnType__replicas: _TypeAlias = _typing.Literal["replicas"]  # noqa: Y015
     _WhichOneofArgType__replicas: _TypeAlias = _typing.Literal["_replicas", b"_replicas"]  # noqa: Y015
     _WhichOneofReturnType__write_quorum: _TypeAlias = _typing.Literal["write_quorum"]  # noqa: Y015
     _WhichOneofArgType__write_quorum: _TypeAlias = _typing.Literal["_write_quorum", b"_write_quorum"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__near) -> _WhichOneofReturnType__near | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__replicas) -> _WhichOneofReturnType__replicas | None: ...
     @_typing.overload
@@ -134,6 +142,7 @@ class SetNamespaceRequest(_message.Message):
     EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
     RETENTION_FIELD_NUMBER: _builtins.int
+    NEAR_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     """Ends with "/", or is empty: of every log."""
     replicas: _builtins.int
@@ -144,6 +153,8 @@ class SetNamespaceRequest(_message.Message):
     """Only if this is the present version, 0: if the prefix sets nothing; absent: whatever it is."""
     nonce: _builtins.str
     """Chosen by the caller, the same in each retry."""
+    near: _builtins.str
+    """Set to this; absent: kept as it is."""
     @_builtins.property
     def spread(self) -> Global___SpreadSetting:
         """Set to this; absent: kept as it is."""
@@ -167,19 +178,24 @@ class SetNamespaceRequest(_message.Message):
         expected_version: _builtins.int | None = ...,
         nonce: _builtins.str = ...,
         retention: _types_pb2.Retention | None = ...,
+        near: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "_replicas", b"_replicas", "_write_quorum", b"_write_quorum", "expected_version", b"expected_version", "replicas", b"replicas", "retention", b"retention", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "_near", b"_near", "_replicas", b"_replicas", "_write_quorum", b"_write_quorum", "expected_version", b"expected_version", "near", b"near", "replicas", b"replicas", "retention", b"retention", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "_replicas", b"_replicas", "_write_quorum", b"_write_quorum", "expected_version", b"expected_version", "inherit", b"inherit", "nonce", b"nonce", "prefix", b"prefix", "replicas", b"replicas", "retention", b"retention", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version", "_near", b"_near", "_replicas", b"_replicas", "_write_quorum", b"_write_quorum", "expected_version", b"expected_version", "inherit", b"inherit", "near", b"near", "nonce", b"nonce", "prefix", b"prefix", "replicas", b"replicas", "retention", b"retention", "spread", b"spread", "write_quorum", b"write_quorum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_version: _TypeAlias = _typing.Literal["expected_version"]  # noqa: Y015
     _WhichOneofArgType__expected_version: _TypeAlias = _typing.Literal["_expected_version", b"_expected_version"]  # noqa: Y015
+    _WhichOneofReturnType__near: _TypeAlias = _typing.Literal["near"]  # noqa: Y015
+    _WhichOneofArgType__near: _TypeAlias = _typing.Literal["_near", b"_near"]  # noqa: Y015
     _WhichOneofReturnType__replicas: _TypeAlias = _typing.Literal["replicas"]  # noqa: Y015
     _WhichOneofArgType__replicas: _TypeAlias = _typing.Literal["_replicas", b"_replicas"]  # noqa: Y015
     _WhichOneofReturnType__write_quorum: _TypeAlias = _typing.Literal["write_quorum"]  # noqa: Y015
     _WhichOneofArgType__write_quorum: _TypeAlias = _typing.Literal["_write_quorum", b"_write_quorum"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_version) -> _WhichOneofReturnType__expected_version | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__near) -> _WhichOneofReturnType__near | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__replicas) -> _WhichOneofReturnType__replicas | None: ...
     @_typing.overload

@@ -297,6 +297,7 @@ class LogDescription(_message.Message):
     TRIMMED_FIELD_NUMBER: _builtins.int
     ARCHIVED_END_FIELD_NUMBER: _builtins.int
     RETENTION_FIELD_NUMBER: _builtins.int
+    NEAR_FIELD_NUMBER: _builtins.int
     log_id: _builtins.int
     """Unique for ever, over all logs that ever lived in the cluster."""
     name: _builtins.str
@@ -317,6 +318,10 @@ class LogDescription(_message.Message):
     """Below this offset log servers may hold nothing any more: what is not purged is in the archive."""
     archived_end: _builtins.int
     """All from `start` up to this offset, exclusive, is in the archive; 0 if nothing is."""
+    near: _builtins.str
+    """Where its writers are, e.g. "eu-1" or "eu-1.zone-a": a node whose location begins so orders it, if any can.
+    Empty: nobody says.
+    """
     @_builtins.property
     def chain(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
         """In order of their offsets; only the last can be open."""
@@ -357,10 +362,11 @@ class LogDescription(_message.Message):
         trimmed: _builtins.int = ...,
         archived_end: _builtins.int = ...,
         retention: Global___Retention | None = ...,
+        near: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["retention", b"retention"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_end", b"archived_end", "chain", b"chain", "chain_version", b"chain_version", "created_ms", b"created_ms", "created_with", b"created_with", "log_id", b"log_id", "name", b"name", "nodes", b"nodes", "replicas", b"replicas", "retention", b"retention", "segment_count", b"segment_count", "spread", b"spread", "start", b"start", "trimmed", b"trimmed", "write_quorum", b"write_quorum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archived_end", b"archived_end", "chain", b"chain", "chain_version", b"chain_version", "created_ms", b"created_ms", "created_with", b"created_with", "log_id", b"log_id", "name", b"name", "near", b"near", "nodes", b"nodes", "replicas", b"replicas", "retention", b"retention", "segment_count", b"segment_count", "spread", b"spread", "start", b"start", "trimmed", b"trimmed", "write_quorum", b"write_quorum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -569,7 +575,7 @@ class Setting(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """"replicas", "write_quorum", "spread", "local_bytes", "local_age" or "total_age"."""
+    """"replicas", "write_quorum", "spread", "near", "local_bytes", "local_age" or "total_age"."""
     value: _builtins.str
     """As a person would type it: "3", "zone:2,node:3", "10GiB", "7d"; empty: none."""
     source: _builtins.str

@@ -16,6 +16,7 @@ def test_a_namespace_is_set_shown_and_deleted(cli: Cli) -> None:
         {"name": "replicas", "value": "3", "source": "namespace:ns/"},
         {"name": "write_quorum", "value": "2", "source": "default"},
         {"name": "spread", "value": "node:2", "source": "namespace:ns/"},
+        {"name": "near", "value": "", "source": "default"},
         {"name": "local_bytes", "value": "", "source": "default"},
         {"name": "local_age", "value": "", "source": "default"},
         {"name": "total_age", "value": "", "source": "default"},

@@ -90,6 +90,9 @@ class Awareness:
             return None
         return Life(generation=node.generation, sign=Sign.GONE, at_s=0.0)
 
+    def free_bytes(self, _: NodeId) -> int | None:
+        return None
+
 
 @dataclass
 class Mover:

@@ -112,11 +112,11 @@ def test_limits_are_inherited_one_by_one_and_nobody_need_set_any() -> None:
         ("local_age", "7d", "namespace:a/"),
         ("total_age", "30d", "namespace:"),
     )
-    assert found.told()[3:] == found.kept()[3:] == limits
+    assert found.told()[4:] == found.kept()[3:] == limits
     asked = Asked(retention=Retention(total_age_s=0, local_age_s=60))
     found = settings_of("x", tree, asked=asked, default_replicas=3)
     assert found.retention == Retention(local_bytes=10 << 30, local_age_s=60)
-    assert found.told()[4:] == (("local_age", "1m", "create"), ("total_age", "", "create"))
+    assert found.told()[5:] == (("local_age", "1m", "create"), ("total_age", "", "create"))
     found = settings_of("x", {}, default_replicas=3)
     assert found.retention == NO_RETENTION
     assert len(found.kept()) == 3

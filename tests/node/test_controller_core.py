@@ -13,6 +13,7 @@ from node.controller.backfill import Mended
 from node.controller.config import ControllerConfig
 from node.controller.core import (
     Health,
+    Move,
     Picture,
     condition_of,
     drain_obstacle,
@@ -255,6 +256,26 @@ def test_balance_moves_what_has_a_copy_there_and_has_rested() -> None:
     other = next_move(drained, ())
     assert other is not None
     assert other.target in {"n3", "n4"}
+
+
+def test_a_log_comes_home_once_a_node_near_its_writers_is_there() -> None:
+    """One at a time, before any balance, and balance takes none away from there."""
+    there, away = (
+        replace(node(name), location=at) for name, at in (("n2", "eu.a"), ("n3", "us.b"))
+    )
+    lone = [log(f"lone{n}", segment(0, 0, None, "n1 n2 n3", "n1")) for n in range(5)]
+    homesick = replace(log("homesick", segment(0, 0, None, "n1 n3 n4", "n3")), near="eu")
+    seen = picture([*lone, homesick], nodes(there, away))
+    assert next_move(seen, ()) == Move("homesick", NodeId("n3"), NodeId("n2"))
+    rested = next_move(seen, {"homesick"})
+    assert rested is not None
+    assert rested.source == "n1"
+    nobody = picture([homesick], nodes(away))
+    assert next_move(nobody, ()) is None
+    at_home = [
+        replace(log(f"near{n}", segment(0, 0, None, "n1 n2 n3", "n2")), near="eu") for n in range(9)
+    ]
+    assert next_move(picture(at_home, nodes(there, away)), ()) is None
 
 
 def test_how_far_a_drain_is() -> None:

@@ -195,6 +195,7 @@ async def test_namespaces_are_set_shown_listed_and_deleted(cluster: sharedlog.Cl
         "replicas": ("3", "namespace:s/"),
         "write_quorum": ("2", "namespace:s/t/"),
         "spread": ("", "default"),
+        "near": ("", "default"),
         "local_bytes": ("", "default"),
         "local_age": ("", "default"),
         "total_age": ("", "default"),
