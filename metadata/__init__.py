@@ -17,9 +17,10 @@ version.
     quorum.py            which sets decide what           service.py   that store served over gRPC
     core.py              the pure rules                   remote.py    and reached
     archive_rules.py     what is archived, trimmed, gone  watching.py  bookkeeping of watches
-    reconfiguration.py   what the next segment is         url.py       which store, by its URL
-    registry.py          register, create, change         lease.py     who is the controller
-    archive_registry.py  raise what is archived, trimmed  view.py      a node's picture of all this
+    reconfiguration.py   what the next segment is         etcd.py      what lies in etcd (etcd_*.py)
+    registry.py          register, create, change         retrying.py  trying again over a network
+    archive_registry.py  raise what is archived, trimmed  url.py       which store, by its URL
+    view.py              a node's picture of all this     lease.py     who is the controller
 
 It is not on the append or read path: with the store down, appends and reads go on, and only
 changes of nodes and chains wait.

@@ -13,12 +13,12 @@ and after a reconnect tells what differs: no gap, no repeat.
 from __future__ import annotations
 
 import builtins
-import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Final
 
 from metadata.keys import check_key, check_prefix, check_value
+from metadata.retrying import until_answered, watch_for_ever
 from metadata.service import (
     DELETE,
     GET,
@@ -30,30 +30,14 @@ from metadata.service import (
 from metadata.store import Changed, Deleted, Entry, SnapshotComplete, Version, WatchEvent
 from metadata.watching import Told
 from sharedlog.clock import Clock
-from sharedlog.errors import (
-    DeadlineExceeded,
-    InvalidArgument,
-    MetadataUnavailable,
-    Overloaded,
-    SharedLogError,
-    Unreachable,
-    VersionMismatch,
-)
+from sharedlog.errors import Unreachable, VersionMismatch
 from sharedlog.rpc.transport import Method, Req, Resp, Transport
 from sharedlog.v1 import metadata_pb2 as pb
-
-log = logging.getLogger(__name__)
 
 TIMEOUT_S: Final = 5.0
 """A call is tried for so long."""
 TRY_TIMEOUT_S: Final = 2.0
 """One try of it."""
-BACKOFF_MIN_S: Final = 0.05
-BACKOFF_MAX_S: Final = 1.0
-WARN_AFTER_TRIES: Final = 5
-"""Reconnects of a watch in a row that are too many to be a restart; one warning is logged."""
-
-_TRY_AGAIN: Final = (Unreachable, DeadlineExceeded, MetadataUnavailable, Overloaded)
 
 
 class RemoteMetadataStore:
@@ -127,23 +111,22 @@ class RemoteMetadataStore:
         on_retry: Callable[[], None] = lambda: None,
     ) -> Resp:
         """Try until there is an answer or the time is up."""
-        deadline_s = self._clock.monotonic_s() + self._timeout_s
-        backoff_s = BACKOFF_MIN_S
-        while True:
-            left_s = deadline_s - self._clock.monotonic_s()
-            try:
-                return await self._transport.call(
-                    self._address, method, request, timeout_s=max(min(left_s, TRY_TIMEOUT_S), 0.001)
-                )
-            except _TRY_AGAIN as error:
-                left_s = deadline_s - self._clock.monotonic_s()
-                if left_s <= backoff_s:
-                    raise MetadataUnavailable(
-                        f"the metadata store at {self._address} does not answer: {error}"
-                    ) from error
-            on_retry()
-            await self._clock.sleep(backoff_s)
-            backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+
+        async def attempt(left_s: float) -> Resp:
+            return await self._transport.call(
+                self._address, method, request, timeout_s=min(left_s, TRY_TIMEOUT_S)
+            )
+
+        return await until_answered(
+            attempt,
+            self._clock,
+            store=self._address,
+            timeout_s=self._timeout_s,
+            on_retry=on_retry,
+        )
+
+    async def close(self) -> None:
+        """See `MetadataStore.close`. There is nothing of its own: the transport is the caller's."""
 
     # ------------------------------------------------------------------ watch
 
@@ -151,30 +134,12 @@ class RemoteMetadataStore:
         """See `MetadataStore.watch`."""
         check_prefix(prefix)
         told = Told()
-        completed = False  # SnapshotComplete was told
-        tries = 0
-        while True:
-            connection = self._connection(prefix, told)
-            try:
-                async for event in connection:
-                    if isinstance(event, SnapshotComplete):
-                        tries = 0
-                        if completed:
-                            continue
-                        completed = True
-                    yield event
-                reason = "the stream ended"
-            except InvalidArgument:
-                raise
-            except SharedLogError as error:
-                reason = str(error)
-            finally:
-                await connection.aclose()
-            tries += 1
-            extra = {"prefix": prefix, "address": self._address, "error": reason, "tries": tries}
-            level = logging.WARNING if tries == WARN_AFTER_TRIES else logging.DEBUG
-            log.log(level, "metadata.watch_lost", extra=extra)
-            await self._clock.sleep(min(BACKOFF_MIN_S * 2 ** (tries - 1), BACKOFF_MAX_S))
+        events = watch_for_ever(
+            lambda: self._connection(prefix, told), self._clock, store=self._address, prefix=prefix
+        )
+        async with aclosing(events):
+            async for event in events:
+                yield event
 
     async def _connection(self, prefix: str, told: Told) -> AsyncGenerator[WatchEvent, None]:
         """One stream of the watch: what it brings that was not told yet."""

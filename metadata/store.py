@@ -98,3 +98,10 @@ class MetadataStore(Protocol):
         on over failures of the store for ever, until it is cancelled or closed.
         """
         ...
+
+    async def close(self) -> None:
+        """Give back the connections or files of this handle, which is not used again. Idempotent.
+
+        What another owner handed in, e.g. a `Transport`, stays open.
+        """
+        ...

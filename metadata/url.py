@@ -1,19 +1,34 @@
-"""Which metadata store, as one line of configuration: `embedded://HOST:PORT`."""
+"""Which metadata store, as one line of configuration.
+
+    embedded://HOST:PORT                      that of another process, at its gRPC port
+    etcd://HOST:PORT,HOST:PORT,.../PREFIX     etcd, below a prefix; its members' client addresses
+
+What else a store needs to be reached (certificates, names of users) is in `MetadataSettings`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from metadata.remote import RemoteMetadataStore
+from metadata.config import MetadataSettings
 from metadata.store import MetadataStore
 from sharedlog.clock import Clock
 from sharedlog.errors import InvalidArgument
 from sharedlog.rpc.transport import Transport
 
 EMBEDDED: Final = "embedded"
+ETCD: Final = "etcd"
+
+PREFIX_CHARS_MAX: Final = 255
+
+_FORMS: Final = {
+    EMBEDDED: "embedded://HOST:PORT",
+    ETCD: "etcd://HOST:PORT,HOST:PORT/PREFIX",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,36 +36,95 @@ class MetadataUrl:
     """A parsed URL."""
 
     scheme: str
-    address: str  # host:port
+    address: str
+    """What stands after the slashes: host:port, or several of them with commas between."""
+    prefix: str = ""
+    """Path in a store that others use too, without slashes at its ends."""
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.address}"
+        return f"{self.scheme}://{self.address}" + (f"/{self.prefix}" if self.prefix else "")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Each host:port."""
+        return tuple(self.address.split(","))
 
     def describe(self) -> str:
         """For `status`: the URL, and what an operator should know about it."""
-        return f"{self} (a single point of failure)"
+        return f"{self} (a single point of failure)" if self.scheme == EMBEDDED else str(self)
 
 
 def parse_metadata_url(url: str) -> MetadataUrl:
     """Raises `InvalidArgument`."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise InvalidArgument(f"metadata URL {url!r}: {error}") from error
-    if parts.scheme != EMBEDDED:
-        raise InvalidArgument(f"metadata URL {url!r}: the form is {EMBEDDED}://HOST:PORT")
-    if not parts.hostname or not port or parts.path or parts.query or parts.username:
-        raise InvalidArgument(f"metadata URL {url!r}: the form is {EMBEDDED}://HOST:PORT")
-    return MetadataUrl(parts.scheme, parts.netloc)
+    scheme, slashes, rest = url.partition("://")
+    parse = _PARSERS.get(scheme)
+    if not slashes or parse is None:
+        raise InvalidArgument(f"metadata URL {url!r}: the forms are {', '.join(_FORMS.values())}")
+    return parse(url, rest)
 
 
 def open_metadata_store(
-    url: str, transport: Transport, *, clock: Clock, new_id: Callable[[], str]
+    url: str,
+    transport: Transport,
+    *,
+    clock: Clock,
+    new_id: Callable[[], str],
+    settings: MetadataSettings | None = None,
 ) -> MetadataStore:
     """The store that `url` names. Connects when it is used; `transport` stays the caller's.
 
     Raises:
-        InvalidArgument: no URL of a metadata store.
+        InvalidArgument: no URL of a metadata store, or a file that `settings` name can't be read.
     """
-    return RemoteMetadataStore(transport, parse_metadata_url(url).address, clock, new_id)
+    parsed = parse_metadata_url(url)
+    settings = settings or MetadataSettings()
+    # Imported late, as each of them loads what only it needs.
+    if parsed.scheme == ETCD:
+        from metadata.etcd import open_etcd
+
+        return open_etcd(parsed, settings.etcd, clock=clock, new_id=new_id)
+    from metadata.remote import RemoteMetadataStore
+
+    return RemoteMetadataStore(transport, parsed.address, clock, new_id)
+
+
+def _parse_embedded(url: str, rest: str) -> MetadataUrl:
+    if not _is_address(rest):
+        raise _unlike(url, EMBEDDED)
+    return MetadataUrl(EMBEDDED, rest)
+
+
+def _parse_etcd(url: str, rest: str) -> MetadataUrl:
+    addresses, _, path = rest.partition("/")
+    prefix = path.strip("/")
+    if not all(_is_address(it) for it in addresses.split(",")) or not _is_prefix(prefix):
+        raise _unlike(url, ETCD)
+    return MetadataUrl(ETCD, addresses, prefix)
+
+
+_PARSERS: Final[Mapping[str, Callable[[str, str], MetadataUrl]]] = {
+    EMBEDDED: _parse_embedded,
+    ETCD: _parse_etcd,
+}
+"""By scheme: takes the whole URL, for errors, and what follows the slashes."""
+
+
+def _unlike(url: str, scheme: str) -> InvalidArgument:
+    return InvalidArgument(f"metadata URL {url!r}: the form is {_FORMS[scheme]}")
+
+
+def _is_address(text: str) -> bool:
+    """host:port, a port above 0, and nothing more."""
+    try:
+        parts = urlsplit(f"//{text}")
+        port = parts.port
+    except ValueError:
+        return False
+    return bool(parts.hostname and port) and parts.netloc == text and "@" not in text
+
+
+def _is_prefix(text: str) -> bool:
+    """A path that means the same to everybody, without escapes."""
+    return (
+        bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)*", text, re.ASCII)) and len(text) <= PREFIX_CHARS_MAX
+    )

@@ -15,13 +15,13 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, get_type_hints
+from typing import Any, Final, Literal, Protocol, get_type_hints
 
 import msgspec
 
 from loglet.archive.config import ArchiveConfig
 from loglet.config import LogServerConfig
-from metadata.config import EmbeddedConfig
+from metadata.config import EmbeddedConfig, EtcdConfig, MetadataSettings
 from metadata.core import check_node_id
 from node.archive.config import OffloadConfig
 from node.controller.config import ControllerConfig
@@ -68,8 +68,9 @@ class NodeConfig:
 
     metadata: str = ""
     """Where the metadata store is: `embedded://host:port`, the gRPC address of the process that
-    hosts it. Needed, and the same on all nodes; a node with the role metadata hosts it itself and
-    may leave it out."""
+    hosts it, or `etcd://host:port,host:port,host:port/prefix`, the members of an etcd cluster and
+    where in it. Needed, and the same on all nodes; a node with the role metadata hosts the store
+    itself and may leave it out."""
 
     location: str = ""
     """Where the node is, largest part first, e.g. `eu-1.zone-a.rack-7`. New segments are spread
@@ -133,6 +134,9 @@ class NodeConfig:
     metadata_store: EmbeddedConfig = field(default_factory=EmbeddedConfig)
     """Section `[metadata_store]`, of the role metadata."""
 
+    metadata_etcd: EtcdConfig = field(default_factory=EtcdConfig)
+    """Section `[metadata_etcd]`, if the metadata is kept in etcd."""
+
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     """Section `[controller]`, of the node that is the controller, and of the scrub."""
 
@@ -162,6 +166,11 @@ class NodeConfig:
         """Where the metadata store is, its default filled in."""
         return self.metadata or f"embedded://{self.address}"
 
+    @property
+    def metadata_settings(self) -> MetadataSettings:
+        """What the store of `metadata_url` needs beside it."""
+        return MetadataSettings(etcd=self.metadata_etcd)
+
     def validate(self) -> None:
         """Check what no single field shows.
 
@@ -185,6 +194,7 @@ class NodeConfig:
             "log_server",
             "sequencer",
             "metadata_store",
+            "metadata_etcd",
             "controller",
             "archive",
             "offload",
@@ -371,10 +381,13 @@ def _readable(error: msgspec.ValidationError) -> str:
     return f"{field_name}: {reason}" if field_name else reason
 
 
-def _validate_section(
-    name: str,
-    section: LogServerConfig | SequencerConfig | EmbeddedConfig | ControllerConfig | ArchiveConfig,
-) -> None:
+class _Section(Protocol):
+    def validate(self) -> None:
+        """Raises `SharedLogError` or `ValueError`."""
+        ...
+
+
+def _validate_section(name: str, section: _Section) -> None:
     try:
         section.validate()
     except (SharedLogError, ValueError) as error:

@@ -241,9 +241,15 @@ class NodeProcess:
         if "metadata" not in config.roles:
             from metadata.url import open_metadata_store
 
-            return open_metadata_store(
-                config.metadata_url, transport, clock=self._clock, new_id=self._new_id
+            found = open_metadata_store(
+                config.metadata_url,
+                transport,
+                clock=self._clock,
+                new_id=self._new_id,
+                settings=config.metadata_settings,
             )
+            resources.push_async_callback(found.close)
+            return found
         from metadata.embedded import EmbeddedMetadataStore
         from metadata.metrics import MetadataMetrics
         from metadata.service import MetadataService

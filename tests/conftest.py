@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 import time
 import weakref
@@ -34,6 +35,13 @@ _THREADS_OF_LIBRARIES = (
 """Beginnings of names of threads that belong to a library for the whole run."""
 
 _SETTLE_S = 2.0
+
+
+def pytest_sessionfinish() -> None:
+    """End the servers that tests of this process have shared."""
+    shared = sys.modules.get("helpers.etcd_server")
+    if shared is not None:
+        shared.stop_shared()
 
 
 @pytest.fixture(autouse=True)

@@ -58,6 +58,8 @@ OWN_TASKS = {
     "sharedlog/rpc/loopback.py",
     # A group would cancel whoever iterates; the generator ends its task and waits for it.
     "sharedlog/merged_reads.py",
+    # Likewise: it ends its task when its block ends, and waits for it.
+    "metadata/etcd_watch.py",
     # `run_together`: waits for all that it starts.
     "sharedlog/tasks.py",
     # A process's root: it stops its parts in order, and waits for them.

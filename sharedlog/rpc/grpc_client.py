@@ -8,6 +8,7 @@ back within a second and its peers should find it at once.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Generic, NoReturn
 
 import grpc
@@ -34,11 +35,35 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-class GrpcTransport:
-    """Calls and streams over gRPC, in clear text."""
+ErrorOfStatus = Callable[[str, grpc.StatusCode, str], SharedLogError]
+"""What address, status and details mean, if no error of ours came with them."""
 
-    def __init__(self) -> None:
+
+class GrpcTransport:
+    """Calls and streams over gRPC.
+
+    What it can be told is for servers that are not ours.
+
+    Args:
+        credentials: For TLS; None: in clear text.
+        options: Instead of those of `CHANNEL_OPTIONS` that have the same name.
+        metadata: Goes with each call and stream; asked for at its start.
+        error_of: Reads the errors of a server that does not send ours.
+    """
+
+    def __init__(
+        self,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        options: Mapping[str, int] = {},
+        metadata: Callable[[], Sequence[tuple[str, str]]] = tuple,
+        error_of: ErrorOfStatus | None = None,
+    ) -> None:
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._credentials = credentials
+        self._options = tuple((dict(CHANNEL_OPTIONS) | dict(options)).items())
+        self._metadata = metadata
+        self._error_of = error_of or error_of_status
 
     async def call(
         self, address: str, method: Method[Req, Resp], request: Req, *, timeout_s: float
@@ -47,9 +72,11 @@ class GrpcTransport:
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
         call = self._channel(address).unary_unary(method.path)
         try:
-            raw: Any = await call(method.encode_request(request), timeout=timeout_s)
+            raw: Any = await call(
+                method.encode_request(request), timeout=timeout_s, metadata=self._metadata()
+            )
         except grpc.aio.AioRpcError as error:
-            raise _typed_error(address, error) from error
+            raise _typed_error(address, error, self._error_of) from error
         except asyncio.CancelledError:
             if _task_is_cancelled():
                 raise
@@ -58,9 +85,9 @@ class GrpcTransport:
 
     def stream(self, address: str, method: Method[Req, Resp]) -> ClientStream[Req, Resp]:
         """See `Transport.stream`."""
-        return GrpcClientStream(
-            address, method, self._channel(address).stream_stream(method.path)()
-        )
+        call: grpc.aio.StreamStreamCall[Any, Any]
+        call = self._channel(address).stream_stream(method.path)(metadata=self._metadata())
+        return GrpcClientStream(address, method, call, self._error_of)
 
     async def close(self) -> None:
         """See `Transport.close`."""
@@ -72,7 +99,10 @@ class GrpcTransport:
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)
         if channel is None:
-            channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            if self._credentials is None:
+                channel = grpc.aio.insecure_channel(address, options=self._options)
+            else:
+                channel = grpc.aio.secure_channel(address, self._credentials, options=self._options)
             self._channels[address] = channel
         return channel
 
@@ -85,10 +115,12 @@ class GrpcClientStream(Generic[Req, Resp]):
         address: str,
         method: Method[Req, Resp],
         call: grpc.aio.StreamStreamCall[Any, Any],
+        error_of: ErrorOfStatus,
     ) -> None:
         self._address = address
         self._method = method
         self._call = call
+        self._error_of = error_of
 
     async def send(self, message: Req) -> None:
         """See `Stream.send`."""
@@ -136,7 +168,7 @@ class GrpcClientStream(Generic[Req, Resp]):
         """Raise what ended the stream, as the peer's trailing metadata tells it."""
         call = self._call
         if isinstance(cause, grpc.aio.AioRpcError):
-            raise _typed_error(self._address, cause) from cause
+            raise _typed_error(self._address, cause, self._error_of) from cause
         if not call.done():  # then `code` would wait for the stream's end
             raise Unreachable("nothing can be sent after the end of the stream") from cause
         error = grpc.aio.AioRpcError(
@@ -145,14 +177,16 @@ class GrpcClientStream(Generic[Req, Resp]):
             await call.trailing_metadata(),
             details=await call.details(),
         )
-        raise _typed_error(self._address, error) from cause
+        raise _typed_error(self._address, error, self._error_of) from cause
 
 
-def _typed_error(address: str, error: grpc.aio.AioRpcError) -> SharedLogError:
+def _typed_error(
+    address: str, error: grpc.aio.AioRpcError, error_of: ErrorOfStatus
+) -> SharedLogError:
     for key, value in error.trailing_metadata() or ():
         if key == ERROR_METADATA_KEY and isinstance(value, bytes):
             return error_from_proto(decode(value, types_pb2.Error.FromString, ERROR_METADATA_KEY))
-    return error_of_status(address, error.code(), error.details() or "")
+    return error_of(address, error.code(), error.details() or "")
 
 
 _NO_CONNECTION: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
@@ -166,7 +200,8 @@ _BROKEN: Final = (
     (grpc.StatusCode.INTERNAL, "RST_STREAM"),
     (grpc.StatusCode.UNKNOWN, "Stream removed"),
 )
-_TOO_LARGE: Final = "larger than max"
+TOO_LARGE: Final = "larger than max"
+"""Of gRPC's own words too: the message is larger than this side takes."""
 
 
 def error_of_status(address: str, status: grpc.StatusCode, details: str) -> SharedLogError:
@@ -183,7 +218,7 @@ def error_of_status(address: str, status: grpc.StatusCode, details: str) -> Shar
         return Unreachable(f"can't reach {address}: {details}")
     if any(status is broken and words in details for broken, words in _BROKEN):
         return Unreachable(f"the connection to {address} broke: {details}")
-    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE not in details:
+    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE not in details:
         return Unreachable(f"{address} takes no more calls now: {details}")
     return ProtocolError(f"{address} answered {status.name}: {details}")
 

@@ -43,6 +43,9 @@ class MemoryMetadata:
     def watch(self, prefix: str) -> AsyncIterator[WatchEvent]:
         raise NotImplementedError(prefix)
 
+    async def close(self) -> None:
+        """Nothing is held."""
+
     def _check(self, key: str, expected: Version) -> None:
         found = self.entries.get(key)
         actual = ABSENT if found is None else found.version

@@ -13,10 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from helpers.etcd_server import EtcdCluster, shared_etcd
+
+from metadata.config import EtcdConfig
 from metadata.embedded import EmbeddedMetadataStore
+from metadata.etcd import open_etcd
 from metadata.remote import RemoteMetadataStore
 from metadata.service import MetadataService
 from metadata.store import MetadataStore
+from metadata.url import parse_metadata_url
 from sharedlog.clock import SystemClock
 from sharedlog.rpc.grpc_client import GrpcTransport
 from sharedlog.rpc.grpc_server import GrpcServer
@@ -125,7 +130,43 @@ async def served(directory: Path) -> AsyncIterator[Served]:
         await backend.close()
 
 
+class Etcd:
+    """Three members of etcd, shared by the tests of a process; each has a prefix of its own."""
+
+    def __init__(self, cluster: EtcdCluster) -> None:
+        self._cluster = cluster
+        self._url = parse_metadata_url(cluster.url(f"test/{uuid.uuid4().hex}"))
+        self._stores: list[MetadataStore] = []
+
+    async def open(self) -> MetadataStore:
+        store = open_etcd(
+            self._url, EtcdConfig(), clock=SystemClock(), new_id=lambda: uuid.uuid4().hex
+        )
+        self._stores.append(store)
+        return store
+
+    async def stop(self) -> None:
+        self._cluster.kill_all()
+
+    async def start(self) -> None:
+        self._cluster.start()
+
+    async def close(self) -> None:
+        for store in self._stores:
+            await store.close()
+
+
+@asynccontextmanager
+async def etcd(_: Path) -> AsyncIterator[Etcd]:
+    backend = Etcd(shared_etcd())
+    try:
+        yield backend
+    finally:
+        await backend.close()
+
+
 BACKENDS = (
     BackendFactory("embedded", in_process, handles_survive=False),
     BackendFactory("embedded-grpc", served, handles_survive=True),
+    BackendFactory("etcd", etcd, handles_survive=True),
 )

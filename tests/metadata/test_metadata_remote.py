@@ -1,4 +1,4 @@
-"""The remote store over a network that loses answers, and URLs."""
+"""The remote store over a network that loses answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from helpers.metadata_backends import Served, served
 from metadata.remote import RemoteMetadataStore
 from metadata.service import GET
 from metadata.store import ABSENT, Version
-from metadata.url import open_metadata_store, parse_metadata_url
 from sharedlog.clock import SystemClock
 from sharedlog.errors import InvalidArgument, MetadataUnavailable, Unreachable, VersionMismatch
 from sharedlog.rpc.grpc_client import GrpcTransport
@@ -150,38 +149,3 @@ async def test_bad_keys_are_refused_by_the_server_too(server: Served, lossy: Los
     """A client that does not check, e.g. a generated one, gets the typed error."""
     with pytest.raises(InvalidArgument, match="can't be empty"):
         await lossy.call(server.address, GET, pb.MetadataGetRequest(key=""), timeout_s=5)
-
-
-@pytest.mark.parametrize("url", ["embedded://127.0.0.1:4099", "embedded://[::1]:4099"])
-def test_urls_that_name_a_store(url: str) -> None:
-    parsed = parse_metadata_url(url)
-    assert str(parsed) == url
-    assert parsed.address == url.removeprefix("embedded://")
-    assert "single point of failure" in parsed.describe()
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "",
-        "127.0.0.1:4099",
-        "embedded:/x",
-        "embedded://",
-        "embedded://host",
-        "embedded://host:0",
-        "embedded://host:x",
-        "embedded://host:70000",
-        "embedded://host:1/path",
-        "embedded://[::1:4",
-        "zk://host:1",
-    ],
-)
-async def test_urls_that_name_none(url: str, lossy: LosesAnswers) -> None:
-    with pytest.raises(InvalidArgument, match="metadata URL"):
-        open_metadata_store(url, lossy, clock=SystemClock(), new_id=lambda: "")
-
-
-async def test_a_url_opens_a_store(server: Served, lossy: LosesAnswers) -> None:
-    url = f"embedded://{server.address}"
-    store = open_metadata_store(url, lossy, clock=SystemClock(), new_id=lambda: "n")
-    assert await store.put("k", b"v", expected=ABSENT) == 1

@@ -63,6 +63,9 @@ class Counting:
             await self.flowing.wait()
             yield event
 
+    async def close(self) -> None:
+        """Nothing of its own."""
+
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[EmbeddedMetadataStore]:

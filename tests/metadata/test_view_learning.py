@@ -53,6 +53,9 @@ class Told:
             self.events.task_done()
         await asyncio.Event().wait()
 
+    async def close(self) -> None:
+        """Nothing of its own."""
+
     async def tell(self, *events: WatchEvent) -> None:
         for event in events:
             self.events.put_nowait(event)

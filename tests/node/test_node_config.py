@@ -109,6 +109,9 @@ def test_what_can_not_be_right_is_refused_by_name(
         ({"reads_max": 0}, "reads_max"),
         ({"switch_interval_s": 0.0}, "switch_interval_s"),
         ({"shutdown_grace_s": 61.0}, "shutdown_grace_s"),
+        ({"metadata_etcd": {"user": "u"}}, r"\[metadata_etcd\]: user"),
+        ({"metadata_etcd": {"cert_file": "c"}}, r"\[metadata_etcd\]: cert_file"),
+        ({"metadata_etcd": {"try_timeout_s": 6.0}}, r"\[metadata_etcd\]: try_timeout_s"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(
@@ -142,6 +145,17 @@ def test_the_node_that_hosts_the_metadata_knows_its_address() -> None:
     """With the role metadata the URL follows from the node's own address."""
     config = load_config(None, environ={}, flags={"node_id": "n1", "roles": ["metadata"]})
     assert config.metadata_url == "embedded://127.0.0.1:4100"
+
+
+def test_etcd_is_taken_for_the_metadata() -> None:
+    """Its members are named by the URL, how to speak to them by a section; not with the role."""
+    flags = MINIMAL | {"metadata": "etcd://e1:2379,e2:2379/p"}
+    environ = {"SHAREDLOG_METADATA_ETCD__CA_FILE": "ca.pem"}
+    config = load_config(None, environ=environ, flags=flags)
+    assert config.metadata_url == "etcd://e1:2379,e2:2379/p"
+    assert config.metadata_settings.etcd.uses_tls
+    with pytest.raises(ConfigError, match="drop the role"):
+        load_config(None, environ={}, flags=flags | {"roles": ["metadata"]})
 
 
 def test_a_variable_of_the_wrong_type_is_named() -> None:

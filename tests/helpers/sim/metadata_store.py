@@ -165,6 +165,9 @@ class SimMetadataStore:
                 if key.startswith(prefix):
                     yield change
 
+    async def close(self) -> None:
+        """Nothing is held."""
+
     def _under(self, prefix: str) -> Sequence[Entry]:
         entries = sorted(self._metadata.entries.items())
         return [entry for key, entry in entries if key.startswith(prefix)]
