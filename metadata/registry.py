@@ -97,8 +97,9 @@ STATE_CHANGES: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
         STATE_DRAINING: frozenset({STATE_READ_WRITE, STATE_GONE, STATE_DATA_LOSS}),
         # Nothing names its store any more; it is as good as new, once somebody says so.
         STATE_GONE: frozenset({STATE_READ_WRITE}),
-        # The store has turned up after all. What it holds is true; what was moved away stays moved.
-        STATE_DATA_LOSS: frozenset({STATE_READ_WRITE}),
+        # The store has turned up after all, and what it holds is true, though what was moved away
+        # stays moved; or all of it was moved away.
+        STATE_DATA_LOSS: frozenset({STATE_READ_WRITE, STATE_GONE}),
     }
 )
 """The states to which a node may be set, by the one that it has. A new store is not in here."""

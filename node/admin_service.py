@@ -96,6 +96,12 @@ class SetsStates(Protocol):
         """Set the state of a node's store."""
         ...
 
+    async def remove_node(
+        self, request: admin_pb2.RemoveNodeRequest
+    ) -> admin_pb2.RemoveNodeResponse:
+        """Declare a node gone, or say what stands in the way."""
+        ...
+
 
 class AdminService:
     """See the module's docstring."""
@@ -131,6 +137,7 @@ class AdminService:
         server.add_stream(methods.CHECK_LOG, self._integrity.check_log)
         server.add_call(methods.ACCEPT_LOSS, self._losses.accept_loss)
         server.add_call(methods.SET_NODE_STATE, self._states.set_node_state)
+        server.add_call(methods.REMOVE_NODE, self._states.remove_node)
 
     async def reconfigure(
         self, request: admin_pb2.ReconfigureRequest

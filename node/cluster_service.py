@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from loglet.service import LogServer
-from metadata.records import LogRecord, NodeRecord, Replica
+from metadata.records import STATE_GONE, LogRecord, NodeRecord, Replica
 from metadata.url import parse_metadata_url
 from metadata.view import ClusterView
 from node.controller.index import SegmentIndex
@@ -190,8 +190,8 @@ class ClusterReport:
         server.add_call(PING, self.local.ping)
 
     async def get_nodes(self, _: cluster_pb2.GetNodesRequest) -> cluster_pb2.GetNodesResponse:
-        """The nodes that this one knows."""
-        nodes = [node_address(node) for node in self._view.nodes()]
+        """The nodes that this one knows, without those that are gone."""
+        nodes = [node_address(it) for it in self._view.nodes() if it.state != STATE_GONE]
         return cluster_pb2.GetNodesResponse(cluster_id=self.local.cluster_id, nodes=nodes)
 
     async def get_status(

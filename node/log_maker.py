@@ -20,7 +20,7 @@ from metadata.core import check_log_name
 from metadata.history_rules import ArchivedHistory
 from metadata.namespace_registry import fetch_namespaces, records_of
 from metadata.namespaces import Asked, settings_of
-from metadata.records import LogRecord, NamespaceRecord, NodeRecord
+from metadata.records import STATE_GONE, LogRecord, NamespaceRecord, NodeRecord
 from metadata.registry import create_log
 from metadata.store import MetadataStore, Version
 from metadata.view import ClusterView
@@ -131,7 +131,7 @@ class LogMaker:
 
     def _usual_replicas(self, nodes: Sequence[NodeRecord]) -> int:
         """Copies in a log of which nobody says: fewer in a cluster that has fewer servers."""
-        servers = sum("log-server" in node.roles for node in nodes)
+        servers = sum("log-server" in it.roles and it.state != STATE_GONE for it in nodes)
         return max(1, min(self._default_replicas, servers))
 
     async def _make(self, name: str) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 
 from metadata.quorum import QuorumRule
 from metadata.reconfiguration import replica_state
-from metadata.records import STATE_DATA_LOSS, LogRecord, NodeRecord, Replica, Segment
+from metadata.records import STATE_DATA_LOSS, STATE_GONE, LogRecord, NodeRecord, Replica, Segment
 from node.controller.index import SegmentIndex, Store
 from node.coverage import Range
 from node.peers import own_status
@@ -88,13 +88,16 @@ class Found:
         self, node: NodeRecord, answer: cluster_pb2.GetStatusResponse | SharedLogError
     ) -> cluster_pb2.NodeStatus:
         subject = f"node {node.node_id}"
+        needed = node.state != STATE_GONE  # otherwise nothing names it: it may well be switched off
         if isinstance(answer, SharedLogError):
-            self._problems.append(problem_of(ERROR, subject, f"is down: {answer}"))
+            if needed:
+                self._problems.append(problem_of(ERROR, subject, f"is down: {answer}"))
             return _dead(node, str(answer))
         status = own_status(answer)
         if status.node_id != node.node_id:
             text = f"at {node.address} answers {status.node_id or 'somebody else'}"
-            self._problems.append(problem_of(ERROR, subject, text))
+            if needed:
+                self._problems.append(problem_of(ERROR, subject, text))
             return _dead(node, text)
         self.generations[node.node_id] = status.generation
         self.stores[node.node_id] = StorageId(status.storage_id)
@@ -268,8 +271,9 @@ def store_problems(found: Found) -> list[cluster_pb2.Problem]:
         have = f"{count} {'segment has' if count == 1 else 'segments have'} a copy on"
         if node.storage_id != storage_id:
             text = f"serves another store than {storage_id[:8]}…, which {have}: was its disk wiped?"
-        elif node.state == STATE_DATA_LOSS:
-            text = f"its store, which {have}, was declared lost"
+        elif node.state in {STATE_DATA_LOSS, STATE_GONE}:
+            said = "declared lost" if node.state == STATE_DATA_LOSS else "removed"
+            text = f"its store, which {have}, was {said}"
         else:
             continue
         problems.append(problem_of(ERROR, f"node {node_id}", text))

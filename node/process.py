@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry
 
-from metadata.records import NodeRecord
+from metadata.records import STATE_GONE, NodeRecord
 from metadata.store import MetadataStore
 from metadata.view import ClusterView
 from node.config import NodeConfig, split_address
@@ -66,6 +66,8 @@ EXIT_FAILED: Final = 1
 _CLOSE_GRACE_S: Final = 0.2
 """For calls that run when the port closes. Streams between nodes never end by themselves, so this
 time is always spent in full."""
+
+_TAKE_BACK: Final = "it is given nothing to do; `sharedlog node drain NODE --undo` takes it back"
 
 
 def run_node(config: NodeConfig) -> int:
@@ -158,6 +160,8 @@ class NodeProcess:
             new_id=new_id,
         )
         self._metrics.set_generation(own.generation)
+        if own.state == STATE_GONE:
+            log.warning("node.was_removed", extra={"node": own.node_id, "advice": _TAKE_BACK})
         view = ClusterView(store, self._clock)
         self._spawn(tasks, view.run(), "view")
         await view.wait_ready()

@@ -25,6 +25,7 @@ from sharedlog.rpc.methods import (
     OFFLOAD_LOG,
     PURGE_LOG,
     RECONFIGURE,
+    REMOVE_NODE,
     RESTORE_ARCHIVE,
     SET_NODE_STATE,
     SWEEP_ARCHIVE,
@@ -203,6 +204,21 @@ class Admin:
         """
         request = admin_pb2.SetNodeStateRequest(node_id=node_id, state=state, dry_run=dry_run)
         return await self._connection.call(SET_NODE_STATE, request)
+
+    async def remove_node(
+        self, node_id: str, *, dry_run: bool = False, timeout_s: float = _CHANGE_TIMEOUT_S
+    ) -> admin_pb2.RemoveNodeResponse:
+        """Declare a node gone for good, if no segment names it and its process has ended.
+
+        The answer says whether it is removed, and otherwise each reason why not.
+
+        Raises:
+            InvalidArgument: there is no such node. MetadataUnavailable: it may or may not be done.
+
+        **Cancellation:** it may or may not be done; it can be done again.
+        """
+        request = admin_pb2.RemoveNodeRequest(node_id=node_id, dry_run=dry_run)
+        return await self._connection.call(REMOVE_NODE, request, timeout_s=timeout_s)
 
     async def digest(
         self, name: str, segment_index: int | None = None

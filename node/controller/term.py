@@ -29,13 +29,11 @@ from typing import Final, Protocol
 from metadata.reconfiguration import Change
 from metadata.records import (
     STATE_DRAINING,
-    STATE_GONE,
-    STATE_READ_WRITE,
     LogRecord,
     NodeRecord,
     Segment,
 )
-from metadata.registry import list_logs, set_node_state
+from metadata.removal import declare_gone
 from metadata.store import MetadataStore, Version
 from metadata.view import ClusterView
 from node.controller.config import ControllerConfig
@@ -53,7 +51,7 @@ from node.controller.core import (
     without_sequencer,
 )
 from node.controller.heartbeats import Heartbeats
-from node.controller.index import SegmentIndex, store_of
+from node.controller.index import SegmentIndex
 from node.controller.ledger import Ledger
 from node.controller.open_looks import OpenLooks
 from node.controller.pool import RETRY_MAX_S, Pool
@@ -337,23 +335,13 @@ class Term:
             same = now is not None and now.last_storage_id == node.last_storage_id
             if now is None or not same or now.state != STATE_DRAINING:
                 return
-            if await self._is_named(now):
-                return
-            await set_node_state(self._store, now.node_id, STATE_GONE, storage_id=now.storage_id)
-            # Somebody who has not seen the drain may have used it in between. Nothing is lost of
-            # it, so it goes on draining.
-            if await self._is_named(now):
-                for state in (STATE_READ_WRITE, STATE_DRAINING):
-                    await set_node_state(self._store, now.node_id, state, storage_id=now.storage_id)
+            if await declare_gone(self._store, now, any_store=False):
                 return
         except SharedLogError as error:
             fields = {"node": node.node_id, "error": str(error)}
             log.warning("drain.not_ended", extra=fields)
         else:
             log.info("drain.done", extra={"node": node.node_id})
-
-    async def _is_named(self, node: NodeRecord) -> bool:
-        return any(_names(record, node) for record, _ in await list_logs(self._store))
 
     # ------------------------------------------------------------------ doing
 
@@ -439,11 +427,3 @@ class Term:
 
     def _jitter(self, seconds: float) -> float:
         return seconds * self._random.uniform(0.9, 1.1)
-
-
-def _names(record: LogRecord, node: NodeRecord) -> bool:
-    """A segment names the node's store, or its open one the node as its sequencer."""
-    if record.open_segment.sequencer.node_id == node.node_id:
-        return True
-    store = (node.node_id, node.last_storage_id)
-    return any(store_of(replica) == store for it in record.chain for replica in it.nodeset)

@@ -1,4 +1,4 @@
-"""`sharedlog node`: list, describe and drain the cluster's nodes."""
+"""`sharedlog node`: list, describe and drain the cluster's nodes; `removal.py` removes them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from sharedlog import errors
 from sharedlog.cli.app import (
     ExamplesCommand,
+    Lazy,
     LazyGroup,
     Settings,
     cluster_options,
@@ -41,20 +42,33 @@ if TYPE_CHECKING:
 _POLL_S: Final = 1.0
 
 
+_HERE = "sharedlog.cli.nodes"
+_SECTIONS = {
+    "Nodes": {
+        "ls": Lazy(_HERE, "list_nodes", "List the nodes."),
+        "describe": Lazy(_HERE, "describe", "Show one node."),
+        "drain": Lazy(_HERE, "drain", "Move everything away from a node."),
+        "remove": Lazy("sharedlog.cli.removal", "remove", "Declare that a node is gone for good."),
+    },
+}
+
+
 @click.group(
     cls=LazyGroup,
+    sections=_SECTIONS,
     examples="""
 sharedlog node ls
 sharedlog node describe n3
 sharedlog node drain n3 --wait
+sharedlog node remove n3
 """,
 )
 @cluster_options
 def node() -> None:
-    """List, describe and drain the cluster's nodes."""
+    """List, describe, drain and remove the cluster's nodes."""
 
 
-@node.command(
+@click.command(
     name="ls",
     cls=ExamplesCommand,
     examples="""
@@ -123,7 +137,7 @@ def _sizes(entry: Json) -> list[str]:
     return [human_bytes(entry[name]) if entry["alive"] else "" for name in names]
 
 
-@node.command(cls=ExamplesCommand, examples="sharedlog node describe n3")
+@click.command(cls=ExamplesCommand, examples="sharedlog node describe n3")
 @click.argument("node_id")
 @cluster_options
 @pass_settings
@@ -173,7 +187,7 @@ def _find_node(status: Json, node_id: str) -> Json:
     raise CliFailure(f"there is no node {node_id!r}; there are {known}", exit_code=3)
 
 
-@node.command(
+@click.command(
     cls=ExamplesCommand,
     examples="""
 sharedlog node drain n3 --dry-run               what would become of its logs
@@ -194,8 +208,9 @@ def drain(
 ) -> None:
     """Move everything away from the node NODE_ID: sequencers, open segments, history.
 
-    The node can be switched off when its state is "gone". Every segment of every log is looked at
-    before anything is promised. Ends with exit code 1 if something stands in the way.
+    The node can be switched off when its state is "gone", and `node remove` looks once more. Every
+    segment of every log is looked at before anything is promised. Ends with exit code 1 if
+    something stands in the way.
     """
     if undo and (wait or data_loss):
         raise click.UsageError("--undo goes with neither --wait nor --data-loss")

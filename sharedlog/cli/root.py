@@ -25,7 +25,7 @@ _SECTIONS: Final = {
             "archive",
             "Where the beginning of logs lies: check it, clean up.",
         ),
-        "node": Lazy("sharedlog.cli.nodes", "node", "List, describe and drain nodes."),
+        "node": Lazy("sharedlog.cli.nodes", "node", "List, describe, drain and remove nodes."),
         "status": Lazy("sharedlog.cli.status", "status", "What is wrong, nodes, logs."),
     },
     "This machine": {

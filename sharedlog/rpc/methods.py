@@ -130,6 +130,9 @@ ACCEPT_LOSS = proto_method(
 SET_NODE_STATE = proto_method(
     "AdminService/SetNodeState", admin_pb2.SetNodeStateRequest, admin_pb2.SetNodeStateResponse
 )
+REMOVE_NODE = proto_method(
+    "AdminService/RemoveNode", admin_pb2.RemoveNodeRequest, admin_pb2.RemoveNodeResponse
+)
 SET_NAMESPACE = proto_method(
     "NamespaceService/SetNamespace",
     namespace_pb2.SetNamespaceRequest,

@@ -15,6 +15,7 @@ class Admin(Facade[aio.Admin]):
     restore_archive = iterating(aio.Admin.restore_archive)
     archived_clusters = blocking(aio.Admin.archived_clusters)
     set_node_state = blocking(aio.Admin.set_node_state)
+    remove_node = blocking(aio.Admin.remove_node)
     digest = iterating(aio.Admin.digest)
     check = iterating(aio.Admin.check)
     offload = iterating(aio.Admin.offload)

@@ -675,3 +675,71 @@ class NodeUse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeUse: _TypeAlias = NodeUse  # noqa: Y015
+
+@_typing.final
+class RemoveNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """Which."""
+    dry_run: _builtins.bool
+    """Says what stands in the way, and does nothing."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveNodeRequest: _TypeAlias = RemoveNodeRequest  # noqa: Y015
+
+@_typing.final
+class RemoveNodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    USES_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    SEQUENCED_LOGS_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    """Of the node now; "gone" if it is removed."""
+    removed: _builtins.bool
+    """The node is removed: nothing stood in the way, and it was no dry run."""
+    segments: _builtins.int
+    """Segments that name a store of the node, present or past."""
+    sequenced_logs: _builtins.int
+    """Logs that it orders."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why it can't be removed now, one line for a person each; at most 1,000. Empty: nothing stands in the way."""
+
+    @_builtins.property
+    def uses(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeUse]:
+        """Logs that name it, as in SetNodeStateResponse."""
+
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        removed: _builtins.bool = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+        uses: _abc.Iterable[Global___NodeUse] | None = ...,
+        segments: _builtins.int = ...,
+        sequenced_logs: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reasons", b"reasons", "removed", b"removed", "segments", b"segments", "sequenced_logs", b"sequenced_logs", "state", b"state", "uses", b"uses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveNodeResponse: _TypeAlias = RemoveNodeResponse  # noqa: Y015

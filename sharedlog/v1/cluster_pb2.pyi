@@ -160,7 +160,7 @@ class GetNodesResponse(_message.Message):
     """Same for all nodes of a cluster."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.NodeAddress]:
-        """Every node that ever registered, in order of their ids."""
+        """Every node that ever registered and is not gone, in order of their ids."""
 
     def __init__(
         self,

@@ -281,6 +281,25 @@ async def test_somebody_else_at_a_nodes_address_is_not_that_node() -> None:
     assert any("answers n2" in problem for problem in await case.problems())
 
 
+async def test_a_node_that_is_gone_may_be_switched_off() -> None:
+    """It is listed, and missed by nobody; nor is whoever has its address now. Should a chain name
+    its store all the same, that is told."""
+    case = Case()
+    case.view.known["n3"] = replace(node("n3"), state="gone")
+    case.nodes.down = {"n3"}
+    status = await case.status()
+    assert not status.problems
+    assert [(it.node_id, it.state, it.alive) for it in status.nodes][2] == ("n3", "gone", False)
+    case.view.known["n3"] = replace(case.view.known["n3"], address="n2:1")
+    assert await case.problems() == []
+    told = await case.report.get_nodes(cluster_pb2.GetNodesRequest())
+    assert [it.node_id for it in told.nodes] == ["n1", "n2"]
+    case = Case(log("a"))
+    case.view.known["n3"] = replace(node("n3"), state="gone")
+    removed = "node n3: its store, which 1 segment has a copy on, was removed"
+    assert removed in await case.problems()
+
+
 @pytest.mark.slow
 async def test_ten_thousand_logs_cost_no_more_calls_than_one() -> None:
     """One status call a node and one listing a log server; a bounded answer, problems first."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from helpers.care_parts import Caretaker, Cluster, cluster_of, running, virtually
 
+from metadata import removal
 from metadata.records import (
     STATE_DATA_LOSS,
     STATE_DRAINING,
@@ -17,7 +18,7 @@ from metadata.records import (
 )
 from metadata.registry import set_node_state
 from metadata.store import MetadataStore
-from node.controller import backfill, term
+from node.controller import backfill
 from node.replica_door import ReplicaDoor
 from sharedlog.ids import NodeId, StorageId
 
@@ -144,7 +145,7 @@ async def _a_node_that_was_used_while_it_was_declared_gone_drains_on() -> None:
             return await set_node_state(store, node_id, state, storage_id=storage_id)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(term, "set_node_state", late)
+            patch.setattr(removal, "set_node_state", late)
             await found._set_gone(node)
         assert await _state(cluster, "n4") == STATE_DRAINING
 

@@ -55,6 +55,11 @@ class Others:
     ) -> admin_pb2.SetNodeStateResponse:
         return admin_pb2.SetNodeStateResponse(state=request.state)
 
+    async def remove_node(
+        self, request: admin_pb2.RemoveNodeRequest
+    ) -> admin_pb2.RemoveNodeResponse:
+        return admin_pb2.RemoveNodeResponse(removed=request.node_id == "n3")
+
 
 @asynccontextmanager
 async def admin(world: MoverWorld, name: str) -> AsyncIterator[tuple[AdminService, Mover]]:
@@ -260,6 +265,8 @@ def test_the_rest_is_passed_to_those_who_do_it() -> None:
             state = admin_pb2.SetNodeStateRequest(node_id="n2", state="draining")
             found = await transport.call("n1:1", methods.SET_NODE_STATE, state, timeout_s=1)
             assert found.state == "draining"
+            removal = admin_pb2.RemoveNodeRequest(node_id="n3")
+            assert (await transport.call("n1:1", methods.REMOVE_NODE, removal, timeout_s=1)).removed
             for it in (stream, check):
                 it.cancel()
 
