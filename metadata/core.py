@@ -169,6 +169,15 @@ def check_near(near: str) -> None:
         )
 
 
+def check_cluster_name(name: str) -> None:
+    """Raises `InvalidArgument`."""
+    if not _NODE_ID.fullmatch(name):
+        raise InvalidArgument(
+            f"{name!r} is no name of a cluster: 1 to {NODE_ID_CHARS_MAX} of a-z A-Z 0-9 . _ -, "
+            "starting with a letter or digit"
+        )
+
+
 def majority(replicas: int) -> int:
     """The least write quorum that is taken: more than half."""
     return replicas // 2 + 1

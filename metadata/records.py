@@ -2,7 +2,7 @@
 
 | key                       | value           | changed by                                        |
 |---------------------------|-----------------|---------------------------------------------------|
-| `cluster`                 | ClusterRecord   | the first node, once                              |
+| `cluster`                 | ClusterRecord   | who makes it, once; `rename`, its name            |
 | `controller`              | LeaseRecord     | who takes, renews or leaves the controller's lease |
 | `nodes/<node>`            | NodeRecord      | the node, at start; operators and the controller  |
 | `logs/<name>`             | LogRecord       | create, and every change of the log's chain       |
@@ -40,8 +40,9 @@ CURSORS_PREFIX = "cursors/"
 class ClusterRecord:
     """The cluster's identity."""
 
-    cluster_id: str  # 32 hex digits, random
+    cluster_id: str  # 32 hex digits, random: its fingerprint, which nodes and stores remember
     created_ms: int
+    name: str = ""  # for people and for nodes that are told which cluster is theirs; may be empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

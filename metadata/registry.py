@@ -108,20 +108,33 @@ assert set(STATE_CHANGES) == set(NODE_STATES)
 
 
 async def join_cluster(
-    store: MetadataStore, *, known_cluster_id: str, new_id: Callable[[], str], now_ms: int
+    store: MetadataStore,
+    *,
+    known_cluster_id: str,
+    new_id: Callable[[], str],
+    now_ms: int,
+    name: str = "",
+    make: bool = True,
 ) -> ClusterRecord:
-    """The cluster of this metadata store; the first node that asks makes it.
+    """The cluster of this metadata store; the first node that asks makes it, if it may.
 
     `known_cluster_id` is what the caller remembers of an earlier life, "" if nothing. A caller that
     remembers one never makes a cluster: its metadata is missing, and to begin anew would hide that.
+    `name`: the cluster that the caller is to join, "" for any.
 
     Raises:
         WrongCluster: the store is another cluster's, or empty although there was one.
-        MetadataUnavailable, MetadataCorrupt.
+        MetadataUnavailable: there is none yet, and the caller is not to `make` it; or no answer.
+        MetadataCorrupt.
     """
     entry = await store.get(CLUSTER_KEY)
     if entry is None and not known_cluster_id:
-        made = ClusterRecord(cluster_id=new_id(), created_ms=now_ms)
+        if not make:
+            raise MetadataUnavailable(
+                "the metadata store holds no cluster yet; `sharedlog cluster init"
+                f"{' --name ' + name if name else ''}` makes it"
+            )
+        made = ClusterRecord(cluster_id=new_id(), created_ms=now_ms, name=name)
         try:
             await store.put(CLUSTER_KEY, encode_cluster(made), expected=ABSENT)
         except VersionMismatch:
@@ -136,7 +149,12 @@ async def join_cluster(
     if known_cluster_id and found.cluster_id != known_cluster_id:
         raise WrongCluster(
             f"this node belongs to cluster {known_cluster_id}, but the metadata store is that of "
-            f"cluster {found.cluster_id}"
+            f"cluster {found.cluster_id}{' (' + found.name + ')' if found.name else ''}"
+        )
+    if name and found.name != name:
+        raise WrongCluster(
+            f"this node is to join cluster {name}, but the metadata store is that of cluster "
+            f"{found.name or 'without a name'} ({found.cluster_id})"
         )
     return found
 

@@ -25,6 +25,7 @@ _FLAGS = (
     ("--http", "http", "host:port of /metrics, /healthz and /readyz; '' for none"),
     ("--dir", "dir", "folder of all that the node keeps"),
     ("--metadata", "metadata", "where the metadata store is, e.g. embedded://127.0.0.1:4099"),
+    ("--cluster", "cluster", "name of the cluster that the node belongs to"),
     ("--location", "location", "where the node is, e.g. eu-1.zone-a"),
 )
 
@@ -56,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     tune_process()  # before gRPC is imported
     from node.process import run_node
+    from node.told_settings import told_settings
 
-    return run_node(config)
+    return run_node(config, told_settings(config, environ=os.environ, flags=given))
 
 
 def _parser() -> argparse.ArgumentParser:

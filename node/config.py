@@ -22,7 +22,7 @@ import msgspec
 from loglet.archive.config import ArchiveConfig
 from loglet.config import LogServerConfig
 from metadata.config import EmbeddedConfig, EtcdConfig, MetadataSettings
-from metadata.core import check_node_id
+from metadata.core import check_cluster_name, check_node_id
 from node.archive.config import OffloadConfig
 from node.controller.config import ControllerConfig
 from node.errors import ConfigError
@@ -71,6 +71,11 @@ class NodeConfig:
     hosts it, or `etcd://host:port,host:port,host:port/prefix`, the members of an etcd cluster and
     where in it. Needed, and the same on all nodes; a node with the role metadata hosts the store
     itself and may leave it out."""
+
+    cluster: str = ""
+    """Name of the cluster that the node belongs to, as `sharedlog cluster init` gave it. A node
+    that finds another one in the metadata store is refused; if there is none yet, it waits. Empty:
+    whichever is there, and the first node makes it."""
 
     location: str = ""
     """Where the node is, largest part first, e.g. `eu-1.zone-a.rack-7`. New segments are spread
@@ -206,6 +211,11 @@ class NodeConfig:
             check_node_id(self.node_id)
         except InvalidArgument as error:
             raise ConfigError(f"node_id: {error}") from error
+        if self.cluster:
+            try:
+                check_cluster_name(self.cluster)
+            except InvalidArgument as error:
+                raise ConfigError(f"cluster: {error}") from error
         _need(bool(self.roles), "roles", "is empty: a node without a role has nothing to do")
         _need(len(set(self.roles)) == len(self.roles), "roles", "names a role twice")
         _need(bool(self.dir), "dir", "is empty: name a folder")

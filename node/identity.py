@@ -2,7 +2,8 @@
 
 The folder of a node remembers which cluster it belongs to, in the file `cluster`. A node that finds
 another cluster behind its metadata address, or an empty store although there was one, refuses to
-start: it would register, and in time serve, among strangers.
+start: it would register, and in time serve, among strangers. So does one whose setting `cluster`
+names another cluster than the store holds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
+from metadata.core import ROLE_METADATA
 from metadata.records import NodeRecord
 from metadata.registry import join_cluster, register_node
 from metadata.store import MetadataStore
@@ -38,6 +40,9 @@ async def join(
 ) -> str:
     """Join the cluster and remember its id, which is returned; waits for the metadata store.
 
+    A node that is told its cluster's name waits for that to be made, too; but for the one that
+    hosts the metadata store: nobody else could make it there.
+
     Raises:
         WrongCluster: the metadata store is another cluster's.
         StartError: the node's folder can't be used.
@@ -47,7 +52,12 @@ async def join(
 
     async def attempt() -> str:
         cluster = await join_cluster(
-            store, known_cluster_id=known, new_id=new_id, now_ms=clock.now_ms()
+            store,
+            known_cluster_id=known,
+            new_id=new_id,
+            now_ms=clock.now_ms(),
+            name=config.cluster,
+            make=not config.cluster or ROLE_METADATA in config.roles,
         )
         return cluster.cluster_id
 

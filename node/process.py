@@ -43,6 +43,7 @@ from node.identity import join, register
 from node.metrics import NodeMetrics
 from node.readiness import SERVING, STARTING, STOPPING, Readiness
 from node.services import Ground, Services, build_services
+from node.told_settings import NOTHING_TOLD, ToldSettings
 from sharedlog import __version__
 from sharedlog.clock import Clock, SystemClock
 from sharedlog.errors import SharedLogError, StoreFailed, Superseded
@@ -70,13 +71,13 @@ time is always spent in full."""
 _TAKE_BACK: Final = "it is given nothing to do; `sharedlog node drain NODE --undo` takes it back"
 
 
-def run_node(config: NodeConfig) -> int:
+def run_node(config: NodeConfig, told: ToldSettings = NOTHING_TOLD) -> int:
     """Run a node until SIGTERM or SIGINT; returns the process's exit code."""
     # With Python's default of 5 ms the thread that writes to disk waits up to that long for the
     # interpreter whenever the event loop is busy, and every append with it.
     sys.setswitchinterval(config.switch_interval_s)
     return asyncio.run(
-        NodeProcess(config, clock=SystemClock(), random=Random(), new_id=_uuid).run()
+        NodeProcess(config, clock=SystemClock(), random=Random(), new_id=_uuid, told=told).run()
     )
 
 
@@ -88,9 +89,16 @@ class NodeProcess:
     """One node, from its start to its end."""
 
     def __init__(
-        self, config: NodeConfig, *, clock: Clock, random: Random, new_id: Callable[[], str]
+        self,
+        config: NodeConfig,
+        *,
+        clock: Clock,
+        random: Random,
+        new_id: Callable[[], str],
+        told: ToldSettings = NOTHING_TOLD,
     ) -> None:
         self._config = config
+        self._told = told
         self._clock = clock
         self._random = random
         self._new_id = new_id
@@ -181,6 +189,7 @@ class NodeProcess:
                 new_id=new_id,
                 registry=self._registry,
                 started_s=self._started_s,
+                told=self._told,
             )
         )
         services.register(BothServers(loopback, server))

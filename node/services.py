@@ -22,6 +22,7 @@ from node.archive.fork import Forks
 from node.archive.metrics import ArchiveMetrics
 from node.archive.part import ArchiveGround, ArchivePart, build_archive
 from node.care import Care, CareGround, build_care
+from node.cluster_config_service import ClusterConfigService
 from node.cluster_service import ClusterReport, LocalReport
 from node.config import NodeConfig
 from node.controller.work import WorkBoard
@@ -42,6 +43,7 @@ from node.reconfigure import Reconfigurer
 from node.routing import Router
 from node.suspects import Suspects
 from node.tails import Tails
+from node.told_settings import NOTHING_TOLD, ToldSettings
 from sequencer.history import LogHistory
 from sequencer.metrics import SequencerMetrics
 from sequencer.service import Sequencer
@@ -70,6 +72,7 @@ class Ground:
     new_id: Callable[[], str]
     registry: CollectorRegistry
     started_s: float  # monotonic
+    told: ToldSettings = NOTHING_TOLD
 
     @property
     def me(self) -> SequencerId:
@@ -105,6 +108,7 @@ class Services:
     namespaces: NamespaceService
     cursors: CursorService
     cluster: ClusterReport
+    cluster_config: ClusterConfigService
     suspects: Suspects
     admin: AdminService
     archive: ArchivePart
@@ -121,6 +125,7 @@ class Services:
         self.namespaces.register(server)
         self.cursors.register(server)
         self.cluster.register(server)
+        self.cluster_config.register(server)
         self.suspects.register(server)
         self.admin.register(server)
 
@@ -220,6 +225,7 @@ def build_services(ground: Ground) -> Services:
             index=care.index,
             metadata_url=config.metadata_url,
         ),
+        cluster_config=_build_cluster_config(ground),
         suspects=Suspects(view=view, failover=movers.failover),
         admin=_build_admin(ground, sequencer, movers, care),
         archive=archive,
@@ -232,6 +238,16 @@ def _limits(config: NodeConfig) -> AppendLimits:
         sessions_max=config.sessions_max,
         append_timeout_s=config.append_timeout_s,
         peer_timeout_s=config.peer_timeout_s,
+    )
+
+
+def _build_cluster_config(ground: Ground) -> ClusterConfigService:
+    return ClusterConfigService(
+        own=ground.own.node_id,
+        store=ground.store,
+        view=ground.view,
+        transport=ground.transport,
+        told=ground.told,
     )
 
 

@@ -18,7 +18,9 @@ from sharedlog.rpc.methods import (
     ACCEPT_LOSS,
     CHECK_LOG,
     DESCRIBE_ARCHIVE,
+    DESCRIBE_CLUSTER,
     DESCRIBE_LOG,
+    DESCRIBE_NODE,
     DIGEST_LOG,
     FORK_LOG,
     LIST_ARCHIVED_CLUSTERS,
@@ -26,6 +28,7 @@ from sharedlog.rpc.methods import (
     PURGE_LOG,
     RECONFIGURE,
     REMOVE_NODE,
+    RENAME_CLUSTER,
     RESTORE_ARCHIVE,
     SET_NODE_STATE,
     SWEEP_ARCHIVE,
@@ -33,7 +36,14 @@ from sharedlog.rpc.methods import (
     VERIFY_ARCHIVE,
 )
 from sharedlog.rpc.transport import Method
-from sharedlog.v1 import admin_pb2, archive_pb2, history_pb2, log_pb2, types_pb2
+from sharedlog.v1 import (
+    admin_pb2,
+    archive_pb2,
+    cluster_config_pb2,
+    history_pb2,
+    log_pb2,
+    types_pb2,
+)
 
 _CHANGE_TIMEOUT_S: Final = 30.0
 """A change waits for servers that are slow, and copies what must be copied first."""
@@ -219,6 +229,40 @@ class Admin:
         """
         request = admin_pb2.RemoveNodeRequest(node_id=node_id, dry_run=dry_run)
         return await self._connection.call(REMOVE_NODE, request, timeout_s=timeout_s)
+
+    async def describe_cluster(self) -> cluster_config_pb2.DescribeClusterResponse:
+        """Who the cluster is: its id, its name, when it was made.
+
+        Raises:
+            MetadataUnavailable.
+        """
+        request = cluster_config_pb2.DescribeClusterRequest()
+        return await self._connection.call(DESCRIBE_CLUSTER, request)
+
+    async def rename_cluster(
+        self, name: str, *, expected_version: int | None = None
+    ) -> cluster_config_pb2.DescribeClusterResponse:
+        """Give the cluster another name; nodes that are told the old one are refused from then on.
+
+        `expected_version`: only if its record has it, as `describe_cluster` tells.
+
+        Raises:
+            InvalidArgument: that is no name. VersionMismatch.
+            MetadataUnavailable: it may or may not be done; it can be done again.
+        """
+        request = cluster_config_pb2.RenameClusterRequest(
+            name=name, expected_version=expected_version
+        )
+        return (await self._connection.call(RENAME_CLUSTER, request)).cluster
+
+    async def describe_node(self, node_id: str) -> cluster_config_pb2.DescribeNodeResponse:
+        """The node's settings that differ from their defaults, and where each came from.
+
+        Raises:
+            InvalidArgument: there is no such node. Unreachable, DeadlineExceeded: it is not there.
+        """
+        request = cluster_config_pb2.DescribeNodeRequest(node_id=node_id)
+        return await self._connection.call(DESCRIBE_NODE, request)
 
     async def digest(
         self, name: str, segment_index: int | None = None

@@ -19,7 +19,7 @@ from sharedlog.cli.output import Column, iso_time, note, plural, print_json, pri
 from sharedlog.cli.placement import parse_near, parse_spread, placement_options
 from sharedlog.cli.retention import retention_options, retention_text
 from sharedlog.cli.session import with_cluster
-from sharedlog.cli.views import Json, spread_text, view_log, view_summary
+from sharedlog.cli.views import Json, source_text, spread_text, view_log, view_summary
 from sharedlog.limits import LIST_PAGE_MAX
 from sharedlog.retention import Retention
 
@@ -251,13 +251,11 @@ def _print_description(found: Json) -> None:
         ("name", found["name"]),
         ("log id", found["log_id"]),
         ("created", iso_time(found["created_ms"])),
-        ("replicas", found["replicas"]),
-        (
-            "write quorum",
-            f"{found['write_quorum']} (each acknowledged append is fsynced on so many)",
-        ),
-        ("spread", spread_text(found["spread"]) or "none asked for"),
-        ("near", found["near"] or "nowhere in particular"),
+        ("replicas", f"{found['replicas']}{_source(found, 'replicas')}"),
+        ("write quorum", f"{found['write_quorum']}{_source(found, 'write_quorum')}"),
+        ("spread", f"{spread_text(found['spread']) or 'none'}{_source(found, 'spread')}"),
+        ("near", f"{found['near'] or 'nowhere in particular'}{_source(found, 'near')}"),
+        ("nodeset", _nodeset(found["nodeset"])),
         ("created with", _created_with(found)),
         ("retention", retention_text(found)),
         ("start", f"{found['start']}{' (older records were purged)' if found['start'] else ''}"),
@@ -290,6 +288,19 @@ def _print_description(found: Json) -> None:
     )
 
 
+def _source(found: Json, name: str) -> str:
+    source = found["sources"][name]
+    return "" if source is None else f" ({source_text(source)})"
+
+
+def _nodeset(nodeset: Json) -> str:
+    """The open segment's log servers; of a log that has others than wanted, both numbers."""
+    nodes = " ".join(nodeset["nodes"])
+    if nodeset["actual"] == nodeset["wanted"]:
+        return nodes
+    return f"{nodes}: {nodeset['actual']}, and {nodeset['wanted']} are wanted"
+
+
 def _sequencer(segment: Json) -> str:
     if not segment["nodeset"]:
         return ""
@@ -299,7 +310,7 @@ def _sequencer(segment: Json) -> str:
 def _created_with(found: Json) -> str:
     """What was in force at its creation, and from where; it stays as it was."""
     settings = (
-        f"{it['name'].replace('_', ' ')} {it['value'] or 'none'} ({it['source']})"
+        f"{it['name'].replace('_', ' ')} {it['value'] or 'none'} ({source_text(it['source'])})"
         for it in found["created_with"]
     )
     return ", ".join(settings) or "not known: it is older than that"

@@ -142,13 +142,14 @@ def _sizes(entry: Json) -> list[str]:
 @cluster_options
 @pass_settings
 def describe(settings: Settings, node_id: str) -> None:
-    """Show one node: what it holds and orders, what is done to it, what is wrong with it."""
+    """Show one node: what it holds and orders, what it was told, what is wrong with it."""
 
-    async def work(cluster: Cluster) -> Json:
-        return view_status(await cluster.status())
+    async def work(cluster: Cluster) -> tuple[Json, list[Json] | None]:
+        return view_status(await cluster.status()), await _fetch_settings(cluster, node_id)
 
-    status = with_cluster(settings, work)
+    status, told = with_cluster(settings, work)
     found = _find_node(status, node_id)
+    found["settings"] = told
     about = f"node {node_id}"
     found["problems"] = [it for it in status["problems"] if it["subject"] == about]
     found["work"] = [
@@ -172,10 +173,21 @@ def describe(settings: Settings, node_id: str) -> None:
         click.echo(f"{'orders:':14}{plural(found['sequenced_logs'], 'log')}")
         click.echo(f"{'store:':14}{human_bytes(found['store_bytes'])}")
         click.echo(f"{'disk free:':14}{human_bytes(found['disk_free_bytes'])}")
+    for it in told or ():
+        click.echo(f"{'set:':14}{it['name']} = {it['value']} ({it['source']})")
     for it in found["work"]:
         click.echo(f"{'busy:':14}{it['kind']} {it['subject']}: {it['message']}")
     for it in found["problems"]:
         print_line(Cell(f"{it['severity'] + ':':14}{it['message']}", BAD))
+
+
+async def _fetch_settings(cluster: Cluster, node_id: str) -> list[Json] | None:
+    """What the node was told other than the default; None if it does not say."""
+    try:
+        answer = await cluster.admin.describe_node(node_id)
+    except errors.SharedLogError:
+        return None
+    return [{"name": it.name, "value": it.value, "source": it.source} for it in answer.settings]
 
 
 def _find_node(status: Json, node_id: str) -> Json:

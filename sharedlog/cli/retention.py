@@ -10,7 +10,7 @@ import click
 from sharedlog.cli.app import ExamplesCommand, Settings, cluster_options, pass_settings
 from sharedlog.cli.output import print_json
 from sharedlog.cli.session import with_cluster
-from sharedlog.cli.views import Json, view_log
+from sharedlog.cli.views import Json, source_text, view_log
 from sharedlog.errors import InvalidArgument
 from sharedlog.retention import (
     NO_RETENTION,
@@ -78,7 +78,8 @@ def retention_options(function: Function) -> Function:
 def retention_text(found: Json) -> str:
     """What `view_log` says of it, in one line, with where it comes from."""
     return ", ".join(
-        f"{name.replace('_', ' ')} {amount_text(name, it['value'] or 0) or 'none'} ({it['source']})"
+        f"{name.replace('_', ' ')} {amount_text(name, it['value'] or 0) or 'none'} "
+        f"({source_text(it['source'])})"
         for name, field in RETENTION_SETTINGS.items()
         for it in [found["retention"][field]]
     )

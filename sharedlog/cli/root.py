@@ -15,6 +15,9 @@ _SECTIONS: Final = {
         "tail": Lazy("sharedlog.cli.read", "tail", "Show a log's last records."),
     },
     "Cluster": {
+        "cluster": Lazy(
+            "sharedlog.cli.cluster", "cluster", "Make a cluster, show and set its defaults."
+        ),
         "log": Lazy("sharedlog.cli.logs", "log", "Create, inspect and change logs."),
         "namespace": Lazy(
             "sharedlog.cli.namespaces", "namespace", "What logs inherit by their names."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sharedlog.retention import RETENTION_SETTINGS, retention_sources
+from sharedlog.retention import RETENTION_SETTINGS, SINCE_CREATION, retention_sources
 
 if TYPE_CHECKING:
     from sharedlog.v1 import (
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     )
 
 Json = dict[str, Any]
+
+CLUSTER_SOURCE = "cluster"
+"""Where a setting comes from that `cluster config` or `cluster init` has set."""
 
 _SEVERITIES = {1: "warning", 2: "error"}
 _HOLDINGS = {1: "holds", 2: "hole", 3: "damaged", 4: "no answer", 5: "lost"}
@@ -37,6 +40,8 @@ def view_log(log: types_pb2.LogDescription) -> Json:
         "near": log.near,
         "created_ms": log.created_ms,
         "created_with": [_view_setting(setting) for setting in log.created_with],
+        "sources": _placement_sources(log),
+        "nodeset": _view_nodeset(log),
         "retention": _view_retention(log),
         "start": log.start,
         "trimmed": log.trimmed,
@@ -53,6 +58,33 @@ def view_log(log: types_pb2.LogDescription) -> Json:
             for node in log.nodes
         ],
     }
+
+
+def _placement_sources(log: types_pb2.LogDescription) -> Json:
+    """Where what is wanted of its placement comes from: "log", if it was changed since."""
+    at_creation = {it.name: it for it in log.created_with}
+    now = {
+        "replicas": str(log.replicas),
+        "write_quorum": str(log.write_quorum),
+        "spread": spread_text(dict(log.spread)),
+    }
+    sources: Json = {}
+    for name, value in now.items():
+        setting = at_creation.get(name)
+        changed = setting is not None and setting.value != value
+        sources[name] = None if setting is None else SINCE_CREATION if changed else setting.source
+    # A log does not keep of a wish that nobody had that nobody had it.
+    wish = at_creation.get("near")
+    asked_for = SINCE_CREATION if log.near else "default"
+    sources["near"] = wish.source if wish is not None and wish.value == log.near else asked_for
+    return sources
+
+
+def _view_nodeset(log: types_pb2.LogDescription) -> Json:
+    """The log servers of the open segment, and how many of them are wanted."""
+    open_segment = log.chain[-1]
+    nodes = [replica.node_id for replica in open_segment.nodeset]
+    return {"wanted": log.replicas, "actual": len(nodes), "nodes": nodes}
 
 
 def _view_retention(log: types_pb2.LogDescription) -> Json:
@@ -144,6 +176,11 @@ def view_segment(segment: types_pb2.Segment) -> Json:
             for lost in segment.lost
         ],
     }
+
+
+def source_text(source: str) -> str:
+    """Where a setting comes from, for people: the namespace of every log is the cluster's."""
+    return CLUSTER_SOURCE if source == "namespace:" else source
 
 
 def spread_text(spread: dict[str, int]) -> str:

@@ -10,6 +10,7 @@ from sharedlog.rpc.transport import Method
 from sharedlog.v1 import (
     admin_pb2,
     archive_pb2,
+    cluster_config_pb2,
     cluster_pb2,
     cursor_pb2,
     history_pb2,
@@ -213,4 +214,19 @@ LIST_ARCHIVED_CLUSTERS = proto_method(
     "HistoryService/ListArchivedClusters",
     history_pb2.ListArchivedClustersRequest,
     history_pb2.ListArchivedClustersResponse,
+)
+DESCRIBE_CLUSTER = proto_method(
+    "ClusterConfigService/DescribeCluster",
+    cluster_config_pb2.DescribeClusterRequest,
+    cluster_config_pb2.DescribeClusterResponse,
+)
+RENAME_CLUSTER = proto_method(
+    "ClusterConfigService/RenameCluster",
+    cluster_config_pb2.RenameClusterRequest,
+    cluster_config_pb2.RenameClusterResponse,
+)
+DESCRIBE_NODE = proto_method(
+    "ClusterConfigService/DescribeNode",
+    cluster_config_pb2.DescribeNodeRequest,
+    cluster_config_pb2.DescribeNodeResponse,
 )
