@@ -7,13 +7,10 @@ are linearizable, which is etcd's default.
 
 **Unknown outcomes.** A call is tried until its time is up (`retrying.py`), at one member after the
 other. A change that is tried again may have been made by an earlier try; then its condition fails.
-Each value has the nonce of its put (`etcd_wire.py`), so a put finds out:
-
-- what is there has its nonce: it was made;
-- what is there has another one: etcd still has what was there before, so the key's history is read
-  backwards, down to the expected version. It is found there if another put has replaced it since;
-- the history does not tell, for it is compacted, too long, or the key was deleted meanwhile:
-  `MetadataUnavailable`, the outcome is unknown.
+Each value has the nonce of its put (`etcd_wire.py`), and etcd still has what was there before. So
+the put looks for what followed the expected version, wherever in the key's history that is: it was
+made if, and only if, that has its nonce. If etcd has forgotten that part of its history (it was
+compacted), the outcome is unknown, and the put raises `MetadataUnavailable`.
 
 A delete that finds nothing after a lost answer has had its wish, and it was either its own doing or
 nobody can tell. One case is beyond all this: a *creation* that reads as lost may have been made and
@@ -41,7 +38,7 @@ from typing import Final, NoReturn, TypeVar
 
 from metadata.config import EtcdConfig
 from metadata.errors import MetadataCorrupt
-from metadata.etcd_members import SAFE_PAGE, EtcdMembers
+from metadata.etcd_members import COMPACTED, SAFE_PAGE, EtcdMembers
 from metadata.etcd_watch import Place, watched_over
 from metadata.etcd_wire import (
     RANGE,
@@ -76,9 +73,6 @@ from sharedlog.rpc.transport import Method, Req, Resp
 from sharedlog.v1 import etcd_pb2 as pb
 
 log = logging.getLogger(__name__)
-
-HISTORY_MAX: Final = 32
-"""Versions of a key that are looked at to see whether a put was made before it was replaced."""
 
 PAGE_BYTES: Final = 4 * MIB
 """A page of a listing has so many entries as would be so large if they are like those before."""
@@ -120,12 +114,11 @@ class EtcdMetadataStore:
         answer, repeated = await self._swap(request)
         if answer.succeeded:
             return Version(answer.header.revision)
-        found = found_instead(answer)
         if repeated:
-            made = await self._was_made(key, nonce, found, expected)
+            made = await self._was_made(key, nonce, expected, answer)
             if made is not None:
                 return made
-        raise _mismatch(key, expected, found)
+        raise _mismatch(key, expected, found_instead(answer))
 
     async def delete(self, key: str, *, expected: Version) -> None:
         """See `MetadataStore.delete`."""
@@ -167,34 +160,50 @@ class EtcdMetadataStore:
         return await self._call(TXN, request, on_retry=on_retry), repeated
 
     async def _was_made(
-        self, key: str, nonce: str, found: pb.EtcdKeyValue | None, expected: Version
+        self, key: str, nonce: str, expected: Version, answer: pb.EtcdTxnResponse
     ) -> Version | None:
         """The version that an earlier try of a put made; None: none did.
 
         Raises:
             MetadataUnavailable: it can't be told.
         """
-        for _ in range(HISTORY_MAX):
-            if found is None:
-                if expected == ABSENT:
-                    return None
-                break  # deleted by somebody, perhaps after our put
-            if found.mod_revision <= expected:
-                return None
-            if self._nonce(key, found) == nonce:
-                return Version(found.mod_revision)
-            before = pb.EtcdRangeRequest(key=self._name(key), revision=found.mod_revision - 1)
-            answer = await self._call(RANGE, before)
-            found = answer.kvs[0] if answer.kvs else None
-        raise MetadataUnavailable(
-            f"{key} was changed while etcd did not answer: whether this put was made is unknown"
-        )
-
-    def _nonce(self, key: str, kv: pb.EtcdKeyValue) -> str:
         try:
-            return decode_value(key, kv.value)[1]
-        except MetadataCorrupt as error:
-            raise MetadataUnavailable(f"whether a put was made is unknown: {error}") from error
+            found = await self._follower(key, expected, answer)
+            if found is None or decode_value(key, found.value)[1] != nonce:
+                return None
+        except (MetadataUnavailable, MetadataCorrupt) as error:
+            raise MetadataUnavailable(
+                f"whether a put of {key} was made is unknown: {error}"
+            ) from error
+        return Version(found.mod_revision)
+
+    async def _follower(
+        self, key: str, expected: Version, answer: pb.EtcdTxnResponse
+    ) -> pb.EtcdKeyValue | None:
+        """What followed the expected version: the one place where the put can be if it was made.
+
+        None: the key was deleted then, or never had that version.
+        """
+        present = found_instead(answer)
+        if expected == ABSENT:
+            return None if present is None else await self._as_of(key, present.create_revision)
+        was = await self._as_of(key, expected)
+        if was is None or was.mod_revision != expected:
+            return None
+        found, low, high = present, int(expected), answer.header.revision
+        while high - low > 1:
+            middle = (low + high) // 2
+            was = await self._as_of(key, middle)
+            if was is not None and was.mod_revision == expected:
+                low = middle
+            else:
+                found, high = was, middle
+        return found
+
+    async def _as_of(self, key: str, revision: int) -> pb.EtcdKeyValue | None:
+        request = pb.EtcdRangeRequest(key=self._name(key), revision=revision)
+        answer = await self._call(RANGE, request)
+        return answer.kvs[0] if answer.kvs else None
 
     # ------------------------------------------------------------------ asking
 
@@ -254,6 +263,8 @@ class EtcdMetadataStore:
             try:
                 page = await self._members.call(RANGE, request, timeout_s=min(page_s, left_s))
             except ProtocolError as error:
+                if COMPACTED in str(error):  # between two pages: begin again
+                    raise MetadataUnavailable(str(error)) from error
                 if limit == 1 or TOO_LARGE not in str(error):
                     raise
                 limit = max(1, limit // 4)
@@ -296,7 +307,7 @@ class EtcdMetadataStore:
         start, end = self._range(prefix)
         async with watched_over(stream, self._clock, address) as watch:
             try:
-                await stream.send(watch_from(start, end, place.next_revision))
+                await watch.begin(watch_from(start, end, place.next_revision))
                 while (response := await watch.receive()) is not None:
                     if response.canceled:
                         self._raise_canceled(address, response, place)

@@ -48,10 +48,12 @@ _ETCD_SAYS: Final = "etcdserver: "
 _MAY_PASS: Final = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.UNAUTHENTICATED,
-    grpc.StatusCode.OUT_OF_RANGE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
+    # How etcd says that its own wait for the others took too long: "context deadline exceeded".
+    grpc.StatusCode.UNKNOWN,
 )
-"""Of etcd's own errors: no leader, a token that expired, a page of a listing that came too late."""
+"""Of etcd's own errors, e.g. that there is no leader, or that a token has expired."""
+COMPACTED: Final = "has been compacted"
+"""In etcd's words: a revision was asked for that it has forgotten."""
 _OF_TOKENS: Final = ("invalid auth token", "revision of auth store is old")
 
 
@@ -135,17 +137,16 @@ class EtcdMembers:
         return (_NEEDS_LEADER, ("token", self._token)) if self._token else (_NEEDS_LEADER,)
 
     def _error_of(self, address: str, status: grpc.StatusCode, details: str) -> SharedLogError:
-        if not details.startswith(_ETCD_SAYS):
+        if not details.startswith(_ETCD_SAYS) and status is not grpc.StatusCode.UNKNOWN:
             if status is grpc.StatusCode.UNAVAILABLE:
                 details = details.rpartition(": ")[2]  # of a whole chain of causes, the last
             return error_of_status(address, status, details)
         reason = details.removeprefix(_ETCD_SAYS)
         if any(words in reason for words in _OF_TOKENS):
             self.distrust_token()
-            return MetadataUnavailable(f"{address}: {reason}")
-        if status in _MAY_PASS or "too many requests" in reason:
-            return MetadataUnavailable(f"{address}: {reason}")
-        return ProtocolError(f"{address} refuses: {reason}")
+        elif status not in _MAY_PASS and "too many requests" not in reason:
+            return ProtocolError(f"{address} refuses: {reason}")
+        return MetadataUnavailable(f"{address}: {reason}")
 
 
 def _credentials(config: EtcdConfig) -> grpc.ChannelCredentials | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from metadata.etcd_wire import PROGRESS
 from sharedlog.clock import Clock
@@ -22,6 +22,8 @@ SILENCE_MAX_S: Final = 3.0
 assert SILENCE_MAX_S >= 2 * PROBE_EVERY_S
 
 _OURS: Final = 0  # number of the only watch of a stream
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -60,8 +62,14 @@ class WatchStream:
         self._stream = stream
         self._clock = clock
         self._address = address
+        self._begun = False
         self._waits_since_s: float | None = None
         self._silent = False
+
+    async def begin(self, request: pb.EtcdWatchRequest) -> None:
+        """Send the first message. Raises what `receive` raises."""
+        await self._heard(self._stream.send(request))
+        self._begun = True
 
     async def receive(self) -> pb.EtcdWatchResponse | None:
         """The next answer; None at the end.
@@ -69,9 +77,12 @@ class WatchStream:
         Raises:
             SharedLogError: the stream broke, or the member gives no sign of life.
         """
+        return await self._heard(self._stream.receive())
+
+    async def _heard(self, sign_of_life: Awaitable[T]) -> T:
         self._waits_since_s = self._clock.monotonic_s()
         try:
-            return await self._stream.receive()
+            return await sign_of_life
         except SharedLogError as error:
             if not self._silent:
                 raise
@@ -91,7 +102,7 @@ class WatchStream:
             if waited_s >= SILENCE_MAX_S:
                 self._silent = True
                 self._stream.cancel()
-            elif waited_s >= PROBE_EVERY_S / 2:
+            elif self._begun and waited_s >= PROBE_EVERY_S / 2:
                 try:
                     await self._stream.send(PROGRESS)
                 except SharedLogError:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers.metadata_backends import BACKENDS, Backend, BackendFactory
+from helpers.metadata_backends import BACKENDS, Backend, BackendFactory, LossyBackend
 
+from metadata.lease import Lease, keep, release
 from metadata.store import (
     ABSENT,
     Changed,
@@ -20,6 +22,7 @@ from metadata.store import (
     WatchEvent,
 )
 from sharedlog.errors import InvalidArgument, VersionMismatch
+from sharedlog.ids import NodeId
 from sharedlog.limits import METADATA_KEY_BYTES_MAX, METADATA_VALUE_BYTES_MAX
 
 
@@ -38,6 +41,18 @@ async def surviving(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
     """A backend whose handles outlive a restart."""
     factory: BackendFactory = request.param
     async with factory.make(tmp_path / "store") as made:
+        yield made
+
+
+@pytest.fixture(
+    params=[factory for factory in BACKENDS if factory.make_lossy is not None],
+    ids=lambda factory: factory.name,
+)
+async def lossy(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LossyBackend]:
+    """A backend whose answers can get lost."""
+    factory: BackendFactory = request.param
+    assert factory.make_lossy is not None
+    async with factory.make_lossy(tmp_path / "store") as made:
         yield made
 
 
@@ -374,3 +389,124 @@ async def test_calls_wait_for_a_restart(surviving: Backend) -> None:
         group.create_task(surviving.start())
     assert putting.result() > version
     assert getting.result() is not None
+
+
+async def until(store: MetadataStore, key: str, accept: Callable[[Entry | None], bool]) -> None:
+    """Wait until a key is as it should be."""
+    async with asyncio.timeout(20):
+        while not accept(await store.get(key)):  # noqa: ASYNC110  another client's progress
+            await asyncio.sleep(0.01)
+
+
+async def test_a_put_whose_answer_was_lost_is_made_once(lossy: LossyBackend) -> None:
+    """Field note 50: the client tries again, and gets the version that it made at first."""
+    other = await lossy.open()
+    store, way = await lossy.open_lossy()
+    first = await store.put("k", b"1", expected=ABSENT)
+    way.lose_answers()
+    async with asyncio.TaskGroup() as group:
+        putting = group.create_task(store.put("k", b"2", expected=first))
+        await until(other, "k", lambda entry: entry is not None and entry.value == b"2")
+        await way.mend()
+    assert await other.get("k") == Entry("k", b"2", putting.result())
+    assert await store.put("k", b"3", expected=putting.result()) > putting.result()
+
+
+async def test_a_put_that_was_made_and_replaced_was_made(lossy: LossyBackend) -> None:
+    """It has not lost a race: another client read what it wrote, and built upon it."""
+    other = await lossy.open()
+    store, way = await lossy.open_lossy()
+    first = await store.put("k", b"1", expected=ABSENT)
+    way.lose_answers()
+    async with asyncio.TaskGroup() as group:
+        putting = group.create_task(store.put("k", b"2", expected=first))
+        await until(other, "k", lambda entry: entry is not None and entry.value == b"2")
+        made = await other.get("k")
+        assert made is not None
+        replaced = await other.put("k", b"3", expected=made.version)
+        await way.mend()
+    assert putting.result() == made.version
+    assert await store.get("k") == Entry("k", b"3", replaced)
+
+
+async def test_a_put_that_lost_its_race_says_so_however_often_it_is_tried(
+    lossy: LossyBackend,
+) -> None:
+    """Lost answers make no winner of a loser."""
+    other = await lossy.open()
+    store, way = await lossy.open_lossy()
+    first = await store.put("k", b"1", expected=ABSENT)
+    way.lose_answers()
+    second = await other.put("k", b"other", expected=first)
+    async with asyncio.TaskGroup() as group:
+        putting = group.create_task(refused(store.put("k", b"2", expected=first)))
+        await asyncio.sleep(0.1)  # in most runs it has been refused by now, unheard
+        await way.mend()
+    assert putting.result().actual == second
+    assert await other.get("k") == Entry("k", b"other", second)
+
+
+async def test_a_delete_whose_answer_was_lost_succeeds(lossy: LossyBackend) -> None:
+    """The key is gone, as was wanted."""
+    other = await lossy.open()
+    store, way = await lossy.open_lossy()
+    version = await store.put("k", b"1", expected=ABSENT)
+    way.lose_answers()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(store.delete("k", expected=version))
+        await until(other, "k", lambda entry: entry is None)
+        await way.mend()
+    with pytest.raises(VersionMismatch):
+        await store.delete("k", expected=version)
+
+
+async def refused(put: Awaitable[Version]) -> VersionMismatch:
+    with pytest.raises(VersionMismatch) as lost:
+        await put
+    return lost.value
+
+
+@dataclass
+class ManualClock:
+    """Time that passes when the test says so."""
+
+    now_s: float = 0.0
+
+    def now_ms(self) -> int:
+        raise AssertionError("a lease does not look at the time of day")
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        raise AssertionError(f"nothing here waits, but {seconds}")
+
+
+async def test_a_lease_has_one_holder_and_goes_over_when_it_is_not_renewed(
+    backend: Backend,
+) -> None:
+    """`metadata/lease.py` over the store: taken once, kept by renewals, followed, let go."""
+    clock = ManualClock()
+    stores = [await backend.open() for _ in range(3)]
+    leases = [Lease(holder=NodeId(f"n{i}"), nonce=f"life-{i}", ttl_s=3.0) for i in range(3)]
+
+    async def keep_all() -> list[bool]:
+        asked = zip(stores, leases, strict=True)
+        return await asyncio.gather(*(keep(store, lease, clock) for store, lease in asked))
+
+    first = await keep_all()
+    assert sum(first) == 1
+    for _ in range(5):
+        clock.now_s += 0.75
+        assert await keep_all() == first
+    holder = first.index(True)
+    stores.pop(holder)
+    leases.pop(holder)  # it died
+    assert not any(await keep_all())
+    clock.now_s += 3.0
+    second = await keep_all()
+    assert sum(second) == 1
+    holder = second.index(True)
+    await release(stores[holder], leases[holder], clock)
+    assert await keep(stores[1 - holder], leases[1 - holder], clock)
+    assert not await keep(stores[holder], leases[holder], clock)

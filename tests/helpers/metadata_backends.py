@@ -7,13 +7,14 @@ manager that gives a `Backend`.
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from helpers.etcd_server import EtcdCluster, shared_etcd
+from helpers.tcp_proxy import TcpProxy, proxies
 
 from metadata.config import EtcdConfig
 from metadata.embedded import EmbeddedMetadataStore
@@ -25,6 +26,8 @@ from metadata.url import parse_metadata_url
 from sharedlog.clock import SystemClock
 from sharedlog.rpc.grpc_client import GrpcTransport
 from sharedlog.rpc.grpc_server import GrpcServer
+
+LOSSY_TIMEOUT_S = 20.0
 
 
 class Backend(Protocol):
@@ -43,12 +46,49 @@ class Backend(Protocol):
         ...
 
 
+class Lossy(Protocol):
+    """The way of one handle to its store, on which answers can get lost."""
+
+    def lose_answers(self) -> None:
+        """From now on changes are made, and their answers get lost."""
+        ...
+
+    async def mend(self) -> None:
+        """What was lost stays lost: connections break, and those that follow are well."""
+        ...
+
+
+class LossyBackend(Backend, Protocol):
+    """A store that is reached over a network."""
+
+    async def open_lossy(self) -> tuple[MetadataStore, Lossy]:
+        """A handle whose calls are tried for at least ten seconds, and its way."""
+        ...
+
+
 @dataclass(frozen=True)
 class BackendFactory:
     name: str
     make: Callable[[Path], AbstractAsyncContextManager[Backend]]
     handles_survive: bool
     """A handle made before a restart works after it, and its watches go on."""
+    make_lossy: Callable[[Path], AbstractAsyncContextManager[LossyBackend]] | None = None
+    """None: no answer of it can get lost."""
+
+
+class Proxied:
+    """A way through TCP proxies."""
+
+    def __init__(self, proxies: Sequence[TcpProxy]) -> None:
+        self._proxies = proxies
+
+    def lose_answers(self) -> None:
+        for proxy in self._proxies:
+            proxy.deafen()
+
+    async def mend(self) -> None:
+        for proxy in self._proxies:
+            await proxy.cut()
 
 
 class InProcess:
@@ -80,6 +120,7 @@ class Served:
         self._store: EmbeddedMetadataStore | None = None
         self._server = GrpcServer()
         self._transports: list[GrpcTransport] = []
+        self._ways = AsyncExitStack()
         self._port = 0
 
     @property
@@ -90,6 +131,19 @@ class Served:
         transport = GrpcTransport()
         self._transports.append(transport)
         return RemoteMetadataStore(transport, self.address, SystemClock(), lambda: uuid.uuid4().hex)
+
+    async def open_lossy(self) -> tuple[MetadataStore, Lossy]:
+        found = await self._ways.enter_async_context(proxies([self.address]))
+        transport = GrpcTransport()
+        self._transports.append(transport)
+        store = RemoteMetadataStore(
+            transport,
+            found[0].address,
+            SystemClock(),
+            lambda: uuid.uuid4().hex,
+            timeout_s=LOSSY_TIMEOUT_S,
+        )
+        return store, Proxied(found)
 
     async def stop(self) -> None:
         if self._store is not None:
@@ -107,6 +161,7 @@ class Served:
     async def close(self) -> None:
         for transport in self._transports:
             await transport.close()
+        await self._ways.aclose()
         await self.stop()
 
 
@@ -135,13 +190,21 @@ class Etcd:
 
     def __init__(self, cluster: EtcdCluster) -> None:
         self._cluster = cluster
-        self._url = parse_metadata_url(cluster.url(f"test/{uuid.uuid4().hex}"))
+        self._prefix = f"test/{uuid.uuid4().hex}"
         self._stores: list[MetadataStore] = []
+        self._ways = AsyncExitStack()
 
     async def open(self) -> MetadataStore:
-        store = open_etcd(
-            self._url, EtcdConfig(), clock=SystemClock(), new_id=lambda: uuid.uuid4().hex
-        )
+        return self._open(self._cluster.addresses, EtcdConfig())
+
+    async def open_lossy(self) -> tuple[MetadataStore, Lossy]:
+        found = await self._ways.enter_async_context(proxies(self._cluster.addresses))
+        config = EtcdConfig(timeout_s=LOSSY_TIMEOUT_S)
+        return self._open([proxy.address for proxy in found], config), Proxied(found)
+
+    def _open(self, addresses: Sequence[str], config: EtcdConfig) -> MetadataStore:
+        url = parse_metadata_url(f"etcd://{','.join(addresses)}/{self._prefix}")
+        store = open_etcd(url, config, clock=SystemClock(), new_id=lambda: uuid.uuid4().hex)
         self._stores.append(store)
         return store
 
@@ -154,6 +217,7 @@ class Etcd:
     async def close(self) -> None:
         for store in self._stores:
             await store.close()
+        await self._ways.aclose()
 
 
 @asynccontextmanager
@@ -167,6 +231,6 @@ async def etcd(_: Path) -> AsyncIterator[Etcd]:
 
 BACKENDS = (
     BackendFactory("embedded", in_process, handles_survive=False),
-    BackendFactory("embedded-grpc", served, handles_survive=True),
-    BackendFactory("etcd", etcd, handles_survive=True),
+    BackendFactory("embedded-grpc", served, handles_survive=True, make_lossy=served),
+    BackendFactory("etcd", etcd, handles_survive=True, make_lossy=etcd),
 )
