@@ -3,8 +3,9 @@
     async with DevCluster(Path("data")) as cluster:
         async with sharedlog.connect(cluster.address) as client: ...
 
-One process holds the metadata, so that *any* node can be killed, and one process per node holds
-every other role. All listen on 127.0.0.1 only. Directory layout:
+One process holds the metadata, so that *any* node can be killed, unless it is kept in a store that
+runs elsewhere; one process per node holds every other role. All listen on 127.0.0.1 only.
+Directory layout:
 
     dev.lock          held while a cluster runs here; names its pid
     metadata/         the metadata store
@@ -97,6 +98,8 @@ class DevCluster:
         archive: Where the history of logs goes: file:///FOLDER, which must exist, or
             s3://BUCKET/PREFIX. "": logs are kept on log servers alone.
         locations: Of the nodes, by name, e.g. {"n1": "eu.zone-a"}.
+        metadata_url: Of a metadata store that runs elsewhere, e.g. etcd://127.0.0.1:2379/dev.
+            "": a process of the cluster keeps the metadata.
         network: Where the processes live, if not on loopback: one that can be cut.
     """
 
@@ -110,6 +113,7 @@ class DevCluster:
         settings: Mapping[str, str] = {},
         archive: str = "",
         locations: Mapping[str, str] = {},
+        metadata_url: str = "",
         network: DevNetwork | None = None,
         clock: Clock = _SYSTEM_CLOCK,
     ) -> None:
@@ -125,6 +129,7 @@ class DevCluster:
         self._settings = dict(settings)
         self._archive = archive
         self._locations = dict(locations)
+        self._metadata_url = metadata_url
         self._network = network
         self._clock = clock
         self._metadata: DevNode | None = None
@@ -158,9 +163,17 @@ class DevCluster:
 
     @property
     def metadata(self) -> DevNode:
-        """The metadata process; `kill` and `restart` take its `node_id` too."""
-        assert self._metadata is not None, "the cluster was not started"
+        """The metadata process; `kill` and `restart` take its `node_id` too.
+
+        There is none if the metadata is kept elsewhere: see `processes`.
+        """
+        assert self._metadata is not None, "the cluster was not started, or has none"
         return self._metadata
+
+    @property
+    def processes(self) -> list[DevNode]:
+        """The nodes, then the metadata process if there is one."""
+        return [*self.nodes.values(), *([self._metadata] if self._metadata else [])]
 
     async def start(self) -> None:
         """Start everything; return when every node is ready.
@@ -175,7 +188,8 @@ class DevCluster:
             self._lock = _lock_directory(self.directory)
             self.log_directory.mkdir(parents=True, exist_ok=True)
             self._lay_out()
-            await self._start_ready(self.metadata)
+            if self._metadata is not None:
+                await self._start_ready(self._metadata)
             async with asyncio.TaskGroup() as group:
                 for node in self.nodes.values():
                     group.create_task(self._start_ready(node), name=f"start-{node.node_id}")
@@ -241,8 +255,8 @@ class DevCluster:
         return died
 
     def _node(self, name: str) -> DevNode:
-        if name == METADATA:
-            return self.metadata
+        if name == METADATA and self._metadata is not None:
+            return self._metadata
         if name not in self.nodes:
             raise DevClusterError(f"there is no node {name!r}: {', '.join(self.nodes)}")
         return self.nodes[name]
@@ -250,18 +264,23 @@ class DevCluster:
     def _lay_out(self) -> None:
         """Choose the ports, write the configuration files, say what will be run where."""
         ports, http_ports, metadata_port = self._choose_ports()
-        self._metadata = self._make_node(METADATA, metadata_port, "")
-        place = ["--listen", self._metadata.address, "--dir", str(self._metadata.directory)]
-        self._metadata.command = self._command(METADATA, "metadata", *place)
+        metadata_url = self._metadata_url or self._lay_out_metadata(metadata_port)
         for index, (port, http_port) in enumerate(zip(ports, http_ports, strict=True)):
             name = f"n{index + 1}"
             node = self._make_node(name, port, f"{self._host(name)}:{http_port}")
             config = self.directory / f"{name}.toml"
             location = self._locations.get(name, "")
-            text = _node_toml(node, self._metadata.address, location, self._archive)
+            text = _node_toml(node, metadata_url, location, self._archive)
             config.write_text(text, encoding="utf-8")
             node.command = self._command(name, "node", "--config", str(config))
             self.nodes[node.node_id] = node
+
+    def _lay_out_metadata(self, port: int) -> str:
+        """Its URL."""
+        node = self._metadata = self._make_node(METADATA, port, "")
+        place = ["--listen", node.address, "--dir", str(node.directory)]
+        node.command = self._command(METADATA, "metadata", *place)
+        return f"embedded://{node.address}"
 
     def _make_node(self, name: str, port: int, http_address: str) -> DevNode:
         return DevNode(
@@ -456,13 +475,13 @@ def module_environment() -> dict[str, str]:
     return environment
 
 
-def _node_toml(node: DevNode, metadata_address: str, location: str, archive: str) -> str:
+def _node_toml(node: DevNode, metadata_url: str, location: str, archive: str) -> str:
     values = {
         "node_id": node.node_id,
         "listen": node.address,
         "http": node.http_address,
         "dir": str(node.directory),
-        "metadata": f"embedded://{metadata_address}",
+        "metadata": metadata_url,
         "location": location,
         "roles": ["log-server", "sequencer"],
     }

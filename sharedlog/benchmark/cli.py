@@ -243,6 +243,7 @@ def tail(
     examples="""
 sharedlog bench failover                           all of it: some ten minutes
 sharedlog bench failover --planned 10 --kill 5 --pause 0 --partition 0 --reconfigurations 0
+sharedlog bench failover --metadata etcd://127.0.0.1:2379/bench
 sharedlog bench failover --json > failover.json
 """,
 )
@@ -265,6 +266,14 @@ sharedlog bench failover --json > failover.json
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Where the cluster has its data.  [default: the temporary directory]",
 )
+@click.option(
+    "--metadata",
+    metavar="URL",
+    default="",
+    help="Of a metadata store that runs elsewhere, with a prefix that is new; variables named "
+    "SHAREDLOG_METADATA_... reach the nodes. For partitions it must listen on all addresses: "
+    "127.0.0.1 is this machine as the nodes see it.  [default: a process of the cluster]",
+)
 @output_options
 @pass_settings
 def failover(settings: Settings, /, **asked: Any) -> None:
@@ -274,14 +283,16 @@ def failover(settings: Settings, /, **asked: Any) -> None:
     acknowledgements that a client saw who appends without pause. Ends with exit code 1 if the
     client saw an error, or if a record was lost, came twice or out of order.
     """
-    from sharedlog.benchmark.failover import FailoverPlan, run_failover
-    from sharedlog.cli.output import print_json
+    from sharedlog.benchmark.failover import FailoverPlan, failover_rows, run_failover
+    from sharedlog.cli.output import Column, print_json, print_table
 
     found = _on_fresh_cluster(lambda say: run_failover(FailoverPlan(**asked), say))
     if settings.json:
         print_json(found)
     else:
-        _print_failover(found)
+        names = ("N", "GAP P50 MS", "GAP MAX MS")
+        columns = [Column(""), *(Column(name, right=True) for name in names)]
+        print_table(columns, failover_rows(found))
     if any(found[name] for name in ("client_errors", "lost", "duplicated", "reordered")):
         raise SilentExit(1)
 
@@ -491,21 +502,6 @@ def logs(
         print_table(columns, logs_rows(found))
     if found["errors"]:
         raise SilentExit(1)
-
-
-def _print_failover(found: dict[str, Any]) -> None:
-    from sharedlog.cli.output import Column, print_table
-
-    rows = []
-    for kind in ("planned", "shutdown", "kill", "pause", "partition"):
-        gap = found[kind]["gap_ms"] or {"p50": found[kind].get("skipped", ""), "max": ""}
-        rows.append([kind, str(found[kind]["n"]), str(gap["p50"]), str(gap["max"])])
-    names = ("records", "client_errors", "lost", "duplicated", "reordered")
-    rows += [[name.replace("_", " "), f"{found[name]:,}", "", ""] for name in names]
-    for name, value in found.get("throughput", {}).items():
-        rows.append([name.replace("_", " "), f"{value:,}", "", ""])
-    names_of_columns = ("N", "GAP P50 MS", "GAP MAX MS")
-    print_table([Column(""), *(Column(name, right=True) for name in names_of_columns)], rows)
 
 
 def _run(settings: Settings, common: CommonOptions, asked: dict[str, Any], run: Run) -> None:

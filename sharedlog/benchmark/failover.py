@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -30,8 +31,9 @@ import sharedlog
 from sharedlog.benchmark.report import describe_machine
 from sharedlog.clock import SystemClock
 from sharedlog.cluster import Cluster
+from sharedlog.dev_cluster import HOST as LOOPBACK
 from sharedlog.dev_cluster import METADATA, DevCluster
-from sharedlog.dev_network import DevNetwork, why_impossible
+from sharedlog.dev_network import CLIENT, DevNetwork, why_impossible
 from sharedlog.errors import SharedLogError
 from sharedlog.log import Log
 from sharedlog.pending import PendingAppend
@@ -62,6 +64,8 @@ class FailoverPlan:
     reconfigurations: int = 1000
     nodes: int = 3
     directory: Path | None = None
+    metadata: str = ""
+    """URL of a metadata store that runs elsewhere; "": a process of the cluster."""
 
 
 @dataclass(slots=True)
@@ -117,12 +121,19 @@ async def run_failover(plan: FailoverPlan, say: Say) -> dict[str, Any]:
     network: DevNetwork | None = None
     async with AsyncExitStack() as stack:
         if plan.partition and not obstacle:
-            names = [METADATA, *(f"n{number + 1}" for number in range(plan.nodes))]
+            names = [f"n{number + 1}" for number in range(plan.nodes)]
+            names += [] if plan.metadata else [METADATA]
             network = stack.enter_context(DevNetwork(names))
         directory = stack.enter_context(
             TemporaryDirectory(prefix="sharedlog-bench-", dir=plan.directory)
         )
-        dev = DevCluster(Path(directory), nodes=plan.nodes, network=network)
+        dev = DevCluster(
+            Path(directory),
+            nodes=plan.nodes,
+            network=network,
+            metadata_url=_as_seen_from(network, plan.metadata),
+            settings=_metadata_settings(network),
+        )
         await stack.enter_async_context(dev)
         cluster = await stack.enter_async_context(sharedlog.connect(dev.addresses))
         bench = _Bench(dev, cluster, network, say)
@@ -131,8 +142,36 @@ async def run_failover(plan: FailoverPlan, say: Say) -> dict[str, Any]:
             found["partition"]["skipped"] = obstacle
         if plan.reconfigurations:
             found["throughput"] = await _throughput(cluster, plan.reconfigurations, say)
+    found["metadata"] = plan.metadata or "embedded"
     found["machine"] = describe_machine()
     return found
+
+
+def failover_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """What `run_failover` returns, as a table."""
+    rows = []
+    for kind in ("planned", "shutdown", "kill", "pause", "partition"):
+        gap = found[kind]["gap_ms"] or {"p50": found[kind].get("skipped", ""), "max": ""}
+        rows.append([kind, str(found[kind]["n"]), str(gap["p50"]), str(gap["max"])])
+    names = ("records", "client_errors", "lost", "duplicated", "reordered")
+    rows += [[name.replace("_", " "), f"{found[name]:,}", "", ""] for name in names]
+    for name, value in found.get("throughput", {}).items():
+        rows.append([name.replace("_", " "), f"{value:,}", "", ""])
+    return rows
+
+
+def _as_seen_from(network: DevNetwork | None, text: str) -> str:
+    """Loopback is this process's host there: a server that listens on all addresses is found."""
+    return text if network is None else text.replace(LOOPBACK, network.host(CLIENT))
+
+
+def _metadata_settings(network: DevNetwork | None) -> dict[str, str]:
+    """How the nodes are to reach the metadata store, as this process's environment says it."""
+    return {
+        name: _as_seen_from(network, value)
+        for name, value in os.environ.items()
+        if name.startswith("SHAREDLOG_METADATA_")
+    }
 
 
 class _Bench:

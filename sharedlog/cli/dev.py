@@ -33,6 +33,7 @@ from sharedlog.dev_cluster import METADATA, DevCluster, DevClusterError, DevNode
 _POLL_S: Final = 0.1
 _NODES_DEFAULT: Final = 3
 _ARCHIVE_VARIABLES: Final = "SHAREDLOG_ARCHIVE__"
+_METADATA_VARIABLES: Final = "SHAREDLOG_METADATA_"
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -45,6 +46,7 @@ class _Request:
     nodes: int
     port: int
     archive: str  # URL; "": none
+    metadata: str  # URL; "": a process of the cluster
     restart: bool
     earlier_nodes: int
     """Nodes that the directory has data of; 0 if it is fresh."""
@@ -56,6 +58,7 @@ class _Request:
 sharedlog dev                                   three nodes; their data vanish at the end
 sharedlog dev --dir ./data                      data kept from run to run
 sharedlog dev --archive s3://bucket/prefix      history goes there; credentials as for every S3 tool
+sharedlog dev --metadata etcd://h:2379/dev      the metadata goes to an etcd that runs already
 sharedlog dev --nodes 5 --port 5100             then: sharedlog --address 127.0.0.1:5100 status
 """,
 )
@@ -86,6 +89,14 @@ sharedlog dev --nodes 5 --port 5100             then: sharedlog --address 127.0.
     help="Where the history of logs goes: s3://BUCKET/PREFIX, file:///FOLDER, or none. Variables "
     f"named {_ARCHIVE_VARIABLES}... reach the nodes.  [default: a folder beside the data]",
 )
+@click.option(
+    "--metadata",
+    metavar="URL",
+    default="",
+    help="Of a metadata store that runs elsewhere: etcd://HOST:PORT,HOST:PORT/PREFIX. Variables "
+    f"named {_METADATA_VARIABLES}... reach the nodes. With data of an earlier run: the same one.  "
+    "[default: a process of this cluster]",
+)
 @click.option("--restart", is_flag=True, help="Start a process again when it has died.")
 @output_options
 @pass_settings
@@ -96,6 +107,7 @@ def dev(
     directory: Path | None,
     port: int,
     archive: str | None,
+    metadata: str,
     restart: bool,
 ) -> None:
     """Run a cluster on this machine until Ctrl-C, for development.
@@ -114,6 +126,7 @@ def dev(
             nodes=nodes or earlier or _NODES_DEFAULT,
             port=port,
             archive=_archive_url(archive, path),
+            metadata=metadata,
             restart=restart,
             earlier_nodes=earlier,
         )
@@ -166,10 +179,12 @@ class _Run:
             nodes=request.nodes,
             base_port=request.port,
             archive=request.archive,
+            metadata_url=request.metadata,
             settings={
                 name: value
                 for name, value in os.environ.items()
-                if name.startswith(_ARCHIVE_VARIABLES) and name != f"{_ARCHIVE_VARIABLES}URL"
+                if name.startswith((_ARCHIVE_VARIABLES, _METADATA_VARIABLES))
+                and name != f"{_ARCHIVE_VARIABLES}URL"
             },
         )
 
@@ -237,7 +252,10 @@ class _Run:
                     "kept": self._request.kept,
                     "archive": self._request.archive or None,
                     "nodes": [_describe(node) for node in self._cluster.nodes.values()],
-                    "metadata": _describe(self._cluster.metadata),
+                    "metadata": None
+                    if self._request.metadata
+                    else _describe(self._cluster.metadata),
+                    "metadata_url": self._request.metadata or None,
                 }
             )
         else:
@@ -250,7 +268,7 @@ class _Run:
             [Column("NODE"), Column("ADDRESS"), Column("HTTP"), Column("PID", right=True)],
             [
                 [node.node_id, node.address, node.http_address, str(node.pid)]
-                for node in (*self._cluster.nodes.values(), self._cluster.metadata)
+                for node in self._cluster.processes
             ],
         )
 
@@ -261,6 +279,8 @@ class _Run:
         else:
             note(f"data: {cluster.directory} (removed at the end; --dir keeps it)")
         note(f"archive: {request.archive or 'none'}")
+        if request.metadata:
+            note(f"metadata: {request.metadata} (kept there)")
         note(f"logs of the processes: {cluster.log_directory}")
         if request.earlier_nodes > request.nodes:
             note(

@@ -7,12 +7,14 @@ import os
 import signal
 import socket
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.command import COMMAND, Cli, is_running, wait_until
+from helpers.etcd_server import shared_etcd
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -34,7 +36,8 @@ class Dev:
 
     @property
     def pids(self) -> list[int]:
-        return [node["pid"] for node in (*self.ready["nodes"], self.ready["metadata"])]
+        metadata = self.ready["metadata"]
+        return [node["pid"] for node in (*self.ready["nodes"], *([metadata] if metadata else []))]
 
     def is_gone(self) -> bool:
         return not any(map(is_running, self.pids))
@@ -252,3 +255,15 @@ def test_a_command_started_in_a_folder_with_our_names_finds_our_packages(
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == 0
+
+
+def test_the_metadata_can_lie_elsewhere(devs: list[Dev], alone: Cli) -> None:
+    """`--metadata` names a store that runs already: there is no process for it then."""
+    url = shared_etcd().url(f"test/{uuid.uuid4().hex}")
+    dev = Dev(alone, "--nodes", "1", "--metadata", url)
+    devs.append(dev)
+    assert dev.ready["metadata"] is None
+    assert dev.ready["metadata_url"] == url
+    status = alone.ok("status", "--json", "-a", dev.ready["address"])
+    assert status.json["metadata"] == url
+    assert url in dev.end()
