@@ -13,6 +13,7 @@ import click
 
 from sharedlog.cli.app import (
     ExamplesCommand,
+    Lazy,
     LazyGroup,
     Settings,
     connection_options,
@@ -31,7 +32,7 @@ Measured = TypeVar("Measured")
 Run = Callable[["Target", dict[str, Any]], Coroutine[Any, Any, "Result"]]
 _RECORD_BYTES = click.IntRange(1, 8_000_000)
 _SECONDS = click.FloatRange(min=0.1)
-_ROUNDS = click.IntRange(0, 100_000)
+ROUNDS = click.IntRange(0, 100_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,18 @@ class CommonOptions:
     plot: Path | None
 
 
+_GAPS = "sharedlog.benchmark.gaps_cli"
+_SECTIONS = {
+    "While nodes come and go": {
+        "failover": Lazy(_GAPS, "failover", "How long appends stop when a node fails."),
+        "rolling": Lazy(_GAPS, "rolling", "How long they stop while all nodes are restarted."),
+    },
+}
+
+
 @click.group(
     cls=LazyGroup,
+    sections=_SECTIONS,
     examples="""
 sharedlog bench append --dev 3                     closed loop: all that goes through
 sharedlog bench append --dev 3 --rate 20000        open loop: latency at a steady rate
@@ -239,65 +250,6 @@ def tail(
 
 
 @bench.command(
-    cls=ExamplesCommand,
-    examples="""
-sharedlog bench failover                           all of it: some ten minutes
-sharedlog bench failover --planned 10 --kill 5 --pause 0 --partition 0 --reconfigurations 0
-sharedlog bench failover --metadata etcd://127.0.0.1:2379/bench
-sharedlog bench failover --json > failover.json
-""",
-)
-@click.option("--planned", type=_ROUNDS, default=50, show_default=True, help="Hand-overs.")
-@click.option("--shutdown", type=_ROUNDS, default=10, show_default=True, help="SIGTERMs.")
-@click.option("--kill", type=_ROUNDS, default=30, show_default=True, help="kill -9.")
-@click.option("--pause", type=_ROUNDS, default=20, show_default=True, help="SIGSTOPs.")
-@click.option("--partition", type=_ROUNDS, default=20, show_default=True, help="As root only.")
-@click.option(
-    "--reconfigurations",
-    type=_ROUNDS,
-    default=1000,
-    show_default=True,
-    help="Of one log, whose throughput is measured before and after.",
-)
-@click.option("--nodes", type=click.IntRange(3, 9), default=3, show_default=True)
-@click.option(
-    "--dir",
-    "directory",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Where the cluster has its data.  [default: the temporary directory]",
-)
-@click.option(
-    "--metadata",
-    metavar="URL",
-    default="",
-    help="Of a metadata store that runs elsewhere, with a prefix that is new; variables named "
-    "SHAREDLOG_METADATA_... reach the nodes. For partitions it must listen on all addresses: "
-    "127.0.0.1 is this machine as the nodes see it.  [default: a process of the cluster]",
-)
-@output_options
-@pass_settings
-def failover(settings: Settings, /, **asked: Any) -> None:
-    """How long appends stop when a log's sequencer moves, dies, sleeps or is cut off.
-
-    On a fresh cluster of this machine. The gap of a round is the longest time between two
-    acknowledgements that a client saw who appends without pause. Ends with exit code 1 if the
-    client saw an error, or if a record was lost, came twice or out of order.
-    """
-    from sharedlog.benchmark.failover import FailoverPlan, failover_rows, run_failover
-    from sharedlog.cli.output import Column, print_json, print_table
-
-    found = _on_fresh_cluster(lambda say: run_failover(FailoverPlan(**asked), say))
-    if settings.json:
-        print_json(found)
-    else:
-        names = ("N", "GAP P50 MS", "GAP MAX MS")
-        columns = [Column(""), *(Column(name, right=True) for name in names)]
-        print_table(columns, failover_rows(found))
-    if any(found[name] for name in ("client_errors", "lost", "duplicated", "reordered")):
-        raise SilentExit(1)
-
-
-@bench.command(
     name="exactly-once",
     cls=ExamplesCommand,
     examples="""
@@ -305,11 +257,11 @@ sharedlog bench exactly-once                      some three minutes
 sharedlog bench exactly-once --segment-mb 0 --json
 """,
 )
-@click.option("--rounds", type=_ROUNDS, default=10, show_default=True, help="Of each kind.")
+@click.option("--rounds", type=ROUNDS, default=10, show_default=True, help="Of each kind.")
 @click.option("--seconds", type=_SECONDS, default=2.0, show_default=True, help="Of a round.")
 @click.option(
     "--segment-mb",
-    type=_ROUNDS,
+    type=ROUNDS,
     default=1000,
     show_default=True,
     help="Size of the log whose state is taken over; 0 leaves that out.",
@@ -330,7 +282,7 @@ def exactly_once(settings: Settings, /, **asked: Any) -> None:
     """
     from sharedlog.benchmark.exactly_once import ExactlyOncePlan, run_exactly_once
 
-    found = _on_fresh_cluster(lambda say: run_exactly_once(ExactlyOncePlan(**asked), say))
+    found = on_fresh_cluster(lambda say: run_exactly_once(ExactlyOncePlan(**asked), say))
     if settings.json:
         from sharedlog.cli.output import print_json
 
@@ -398,7 +350,7 @@ def archive(settings: Settings, /, **asked: Any) -> None:
     from sharedlog.benchmark.archive import ArchiveBenchFailed, ArchivePlan, run_archive
 
     try:
-        found = _on_fresh_cluster(lambda say: run_archive(ArchivePlan(**asked), say))
+        found = on_fresh_cluster(lambda say: run_archive(ArchivePlan(**asked), say))
     except* ArchiveBenchFailed as errors:
         raise CliFailure(str(errors.exceptions[0])) from errors
     if settings.json:
@@ -419,7 +371,7 @@ def _print_nested(found: dict[str, Any], indent: str = "") -> None:
             click.echo(f"{indent}{name.replace('_', ' ')}: {value}")
 
 
-def _on_fresh_cluster(run: Callable[[Callable[[str], None]], Coroutine[Any, Any, Any]]) -> Any:
+def on_fresh_cluster(run: Callable[[Callable[[str], None]], Coroutine[Any, Any, Any]]) -> Any:
     """Run a benchmark that starts its own cluster; it is told whom to tell how far it is."""
     from sharedlog.benchmark.target import run_precisely
     from sharedlog.cli.output import note

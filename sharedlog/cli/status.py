@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -28,6 +28,9 @@ from sharedlog.cli.views import Json, view_status
 if TYPE_CHECKING:
     from sharedlog import Cluster
 
+_WAIT_S: Final = 60.0
+_CALL_S: Final = 10.0
+_POLL_S: Final = 0.5
 _CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 
@@ -37,6 +40,7 @@ _CLEAR_SCREEN = "\x1b[H\x1b[2J"
 sharedlog status
 sharedlog status --watch                        anew every two seconds
 sharedlog status --check > /dev/null || alert   exit code 1 if something is wrong
+sharedlog status --wait --timeout 120           until nothing is, as between two restarts
 """,
 )
 @click.option("-w", "--watch", is_flag=True, help="Again and again, until Ctrl-C.")
@@ -49,24 +53,52 @@ sharedlog status --check > /dev/null || alert   exit code 1 if something is wron
     help="Between two looks, with --watch.",
 )
 @click.option("--check", is_flag=True, help="End with exit code 1 if there are problems.")
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Until there are no problems; exit code 4 if that takes longer than --timeout, 60 s.",
+)
 @cluster_options
 @pass_settings
-def status(settings: Settings, watch: bool, interval: float, check: bool) -> None:
+def status(settings: Settings, *, watch: bool, interval: float, check: bool, wait: bool) -> None:
     """Show the cluster's problems, nodes and logs.
 
-    Ends with 0 if the cluster answers, problems or not, unless --check is given.
+    Ends with 0 if the cluster answers, problems or not, unless --check or --wait is given.
     """
-    if watch and check:
-        raise click.UsageError("--watch and --check exclude each other")
+    if watch + check + wait > 1:
+        raise click.UsageError("--watch, --check and --wait exclude each other")
     if watch:
         _watch(settings, interval)
-    found = with_cluster(settings, _fetch)
+    found = _wait(settings) if wait else with_cluster(settings, _fetch)
     _print(settings, found)
     raise SilentExit(EXIT_FAILED if check and found["problems"] else EXIT_DONE)
 
 
 async def _fetch(cluster: Cluster) -> Json:
     return view_status(await cluster.status())
+
+
+def _wait(settings: Settings) -> Json:
+    """Wait until nothing is wrong; a cluster of which no node answers yet is waited for, too."""
+    import time
+
+    left_s = settings.timeout_s or _WAIT_S
+    until_s = time.monotonic() + left_s
+    settings.timeout_s = min(left_s, _CALL_S)  # of each call
+
+    async def settle(cluster: Cluster) -> Json:
+        from sharedlog.settled import wait_settled
+
+        left_s = max(0.0, until_s - time.monotonic())
+        return view_status(await wait_settled(cluster, timeout_s=left_s, say=note))
+
+    while True:
+        try:
+            return with_cluster(settings, settle)
+        except errors.Unreachable:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(_POLL_S)
 
 
 def _watch(settings: Settings, interval_s: float) -> None:

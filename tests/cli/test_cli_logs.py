@@ -139,6 +139,7 @@ def test_a_dead_node_is_the_first_thing_that_status_says(
     def is_well() -> bool:
         return cli("status", "--check").text.startswith("no problems")
 
+    assert cli("status", "--wait", "--timeout", "30").text.startswith("no problems")
     assert wait_until(is_well)  # a node that has to wait for a core is one for a moment
     own_cluster.kill("n3")
 
@@ -150,6 +151,9 @@ def test_a_dead_node_is_the_first_thing_that_status_says(
     assert shown.text.startswith("PROBLEM")
     assert "n3" in shown.text.splitlines()[1]
     assert cli("status", "--check").code == 1
+    waited = cli("status", "--wait", "--timeout", "0.7")
+    assert waited.code == 4
+    assert waited.err.splitlines()[-1].startswith("error: not settled after 0.")
     down = cli.ok("node", "ls", "--json").json["nodes"][2]
     assert (down["alive"], down["uptime_s"]) == (False, None)
     assert down["error"]
