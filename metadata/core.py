@@ -266,11 +266,16 @@ def replica_of(node: NodeRecord) -> Replica:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A log server that could be a member, of which the lowest rank and then load is taken."""
+    """A log server that could be a member.
+
+    Of the lowest tier those whose location holds fewest members are taken first, and of these that
+    with the lowest rank, and then load.
+    """
 
     replica: Replica
-    rank: int
+    tier: int
     load: float = 0
+    rank: int = 0
 
 
 def fill_nodeset(
@@ -287,7 +292,13 @@ def fill_nodeset(
     while len(found) < size and free:
         best = min(
             _in_new_places(free, found, spread) or free,
-            key=lambda it: (it.rank, held[it.replica.location], it.load, it.replica.node_id),
+            key=lambda it: (
+                it.tier,
+                held[it.replica.location],
+                it.rank,
+                it.load,
+                it.replica.node_id,
+            ),
         )
         free = [it for it in free if it.replica.node_id != best.replica.node_id]
         found.append(best.replica)

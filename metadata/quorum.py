@@ -74,6 +74,15 @@ class QuorumRule:
         """Every write quorum has a member in common with these."""
         return not self.is_write_quorum(set(range(self.replicas)).difference(members))
 
+    def survives(self, level: str) -> bool:
+        """Whichever place of this level goes away, a write quorum is left."""
+        at = [name for name, _ in self.spread].index(level)
+        places = self.places[at]
+        return all(
+            self.is_write_quorum([it for it in range(self.replicas) if places[it] != lost])
+            for lost in set(places)
+        )
+
     def committed_tail(self, acked: Sequence[Offset]) -> Offset:
         """The highest point that a write quorum has reached.
 

@@ -5,10 +5,10 @@ The procedure that seals, repairs and extends is `node/reconfigure.py`; it takes
 here, and its new record, which `metadata/core.py:check_chain_change` then checks once more.
 
 **The next segment** (`plan_next`). Members of the present nodeset that can go on do so: a move that
-nobody needs costs copies. But the node that is to order a log near its writers becomes one. The
-others are replaced by the nodes that carry least, spread over
-locations. A nodeset always has `replicas` members, so when there are too few nodes, members that
-can't be counted on stay in it as *stopgaps*, in this order:
+nobody needs costs copies. But one of two in the same location gives way to a node elsewhere, and
+the node that is to order a log near its writers becomes one. The others are replaced by the nodes
+that carry least, spread over locations. A nodeset always has `replicas` members, so when there are
+too few nodes, members that can't be counted on stay in it as *stopgaps*, in this order:
 
 1. draining nodes that answer. They would rather go, yet a log that goes on is worth more;
 2. nodes that don't answer: their stores may come back, with the records of before;
@@ -247,8 +247,9 @@ def _chosen_nodeset(
             kept = node.node_id in old and old[node.node_id].storage_id == replica.storage_id
             is_preferred = node.node_id == prefer
             is_pulled = is_preferred and near and is_near(node.location, near)
-            rank = 0 if is_pulled else 2 * (not kept) + (not is_preferred)
-            firm.append(Candidate(replica, rank, weights[node.node_id]))
+            tier = int(not (is_preferred and (kept or is_pulled)))
+            rank = 2 * (not kept) + (not is_preferred)
+            firm.append(Candidate(replica, tier, weights[node.node_id], rank))
     taken = {candidate.replica.node_id for candidate in firm}
     # No node is named twice: one that has a new store is a new member, if it is one at all.
     makeshift = [
@@ -277,16 +278,16 @@ def _stopgap(replica: Replica, nodes: _Nodes) -> Candidate:
     node = nodes.known.get(replica.node_id)
     match replica_state(replica, node):
         case "lost":
-            return Candidate(replica, rank=_RANK_LOST)
+            return Candidate(replica, tier=_TIER_LOST)
         case "draining" if replica.node_id in nodes.alive:
-            return Candidate(replica, rank=_RANK_DRAINING)
+            return Candidate(replica, tier=_TIER_DRAINING)
         case _:
-            return Candidate(replica, rank=_RANK_AWAY)
+            return Candidate(replica, tier=_TIER_AWAY)
 
 
-_RANK_DRAINING: Final = 10
-_RANK_AWAY: Final = 11
-_RANK_LOST: Final = 12
+_TIER_DRAINING: Final = 10
+_TIER_AWAY: Final = 11
+_TIER_LOST: Final = 12
 
 
 def _check_answering(

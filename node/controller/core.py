@@ -27,7 +27,9 @@ would change nothing and cost a pause each time.
 
 **Balance** (`next_move`). One log at a time from the node that orders most to the one that orders
 fewest, while they differ by more than `BALANCE_LOGS` logs and `BALANCE_SHARE` of the former; of the
-logs in question one that keeps a copy at its new place, if there is any.
+logs in question one that keeps a copy at its new place, if there is any. Before that, and whatever
+the numbers, a log goes home to where its writers are. A log that asks for a spread and could not
+bear the loss of a zone, while there are nodes in enough of them, is spread anew (`next_spread`).
 
 Not here: how a log is reconfigured (`node/reconfigure.py`, which chooses the nodes by
 `metadata/reconfiguration.py`), and who holds the lease (`metadata/lease.py`).
@@ -37,19 +39,24 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, Literal
 
-from metadata.core import ROLE_LOG_SERVER, ROLE_SEQUENCER, is_near
-from metadata.reconfiguration import replica_state
+from metadata.core import ROLE_LOG_SERVER, ROLE_SEQUENCER, Load, is_near, replica_of
+from metadata.quorum import QuorumRule, place_of
+from metadata.reconfiguration import Change, plan_next, replica_state
 from metadata.records import (
     STATE_DRAINING,
     STATE_READ_WRITE,
+    LogRecord,
     NodeRecord,
     Replica,
     Segment,
+    Spread,
 )
 from node.controller.config import ControllerConfig
 from node.controller.index import LogUse, SegmentIndex, Store, Stores, store_of
+from sharedlog.errors import LogUnavailable
 from sharedlog.ids import Generation, NodeId, SequencerId
 
 Condition = Literal["well", "away", "long-away", "given-up", "draining", "lost"]
@@ -329,11 +336,12 @@ def _usable_sequencers(picture: Picture) -> list[NodeId]:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A log to be ordered by another node, for balance."""
+    """A log to be ordered by another node, or with other log servers, for balance."""
 
     name: str
     source: NodeId
     target: NodeId
+    reason: str
 
 
 def next_move(picture: Picture, resting: Collection[str]) -> Move | None:
@@ -361,8 +369,63 @@ def next_move(picture: Picture, resting: Collection[str]) -> Move | None:
     if not free:
         return None
     return Move(
-        min(free, key=lambda name: (not _has_copy(picture, name, fewest), name)), most, fewest
+        min(free, key=lambda name: (not _has_copy(picture, name, fewest), name)),
+        most,
+        fewest,
+        f"{most} orders more logs than {fewest}",
     )
+
+
+def next_spread(picture: Picture, resting: Collection[str]) -> Move | None:
+    """A log that would stop with one place more, while its next segment would not.
+
+    After a place was away its copies lie in fewer of them than there are. Only of logs that ask for
+    a spread, by one that names places; who orders the log stays.
+    """
+    names = picture.index.with_spread()
+    if not names:
+        return None
+    able, usable = _usable_sequencers(picture), usable_log_servers(picture)
+    for name in sorted(names):
+        log = picture.index.log(name)
+        assert log is not None, "the index names logs that it knows"
+        source = log.record.open_segment.sequencer.node_id
+        if name not in resting and source in able and _could_survive_more(log.record, usable):
+            return Move(name, source, source, "its copies lie in fewer places than there are")
+    return None
+
+
+def _could_survive_more(record: LogRecord, usable: Sequence[NodeRecord]) -> bool:
+    """Of some level of its spread: the open segment can't do without any one place, and could."""
+    segment = record.open_segment
+    for level, _ in record.spread:
+        if level == "node" or _survives(segment, level):
+            continue
+        there = {place_of(it, level) for it in segment.nodeset}
+        if len({place_of(replica_of(it), level) for it in usable} | there) <= len(there):
+            continue
+        try:
+            plan = plan_next(record, Change(), usable, Load(), known=usable)
+        except LogUnavailable:
+            continue
+        rule = QuorumRule.make(plan.nodeset, plan.write_quorum, plan.spread)
+        if rule.survives(level):
+            return True
+    return False
+
+
+def _survives(segment: Segment, level: str) -> bool:
+    if level not in dict(segment.spread):
+        return True  # the log was told of the spread after this segment was made, and waits for it
+    return _survives_places(tuple(segment.nodeset), segment.write_quorum, segment.spread, level)
+
+
+@lru_cache(maxsize=1_000)
+def _survives_places(
+    nodeset: tuple[Replica, ...], write_quorum: int, spread: Spread, level: str
+) -> bool:
+    """Cached, for thousands of logs share a few nodesets."""
+    return QuorumRule.make(nodeset, write_quorum, spread).survives(level)
 
 
 def _move_home(picture: Picture, able: Sequence[NodeId], resting: Collection[str]) -> Move | None:
@@ -384,7 +447,7 @@ def _move_home(picture: Picture, able: Sequence[NodeId], resting: Collection[str
                     it,
                 ),
             )
-            return Move(name, source, best)
+            return Move(name, source, best, f"{best} is near its writers")
     return None
 
 

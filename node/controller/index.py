@@ -53,6 +53,7 @@ class SegmentIndex:
         self._stores: dict[Store, StoreUse] = {}
         self._ordered: dict[SequencerId, set[str]] = {}
         self._with_near: set[str] = set()
+        self._with_spread: set[str] = set()
         self._marked: dict[str, tuple[LogRecord, Version]] = {}
         self._serial = 0
         self._serials: dict[str, int] = {}  # by log: its last change; in the order of these
@@ -105,6 +106,8 @@ class SegmentIndex:
         self._ordered.setdefault(record.open_segment.sequencer, set()).add(record.name)
         if record.near:
             self._with_near.add(record.name)
+        if record.spread:
+            self._with_spread.add(record.name)
 
     def __len__(self) -> int:
         return len(self._logs)
@@ -142,6 +145,10 @@ class SegmentIndex:
         """Names of the logs that are to be ordered near their writers; not to be changed."""
         return self._with_near
 
+    def with_spread(self) -> AbstractSet[str]:
+        """Names of the logs whose copies must lie in several places; not to be changed."""
+        return self._with_spread
+
     def closed_lacking(self, name: str, serves: Callable[[Store], bool]) -> int:
         """Closed segments of a log of which some store does not serve."""
         use = self._logs.get(name)
@@ -164,6 +171,7 @@ class SegmentIndex:
         if use is None:
             return
         self._with_near.discard(name)
+        self._with_spread.discard(name)
         for stores, count in use.closed.items():
             for store in stores:
                 self._take_away(store, name, count)

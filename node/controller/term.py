@@ -46,6 +46,7 @@ from node.controller.core import (
     drain_state,
     is_gone,
     next_move,
+    next_spread,
     to_copy,
     to_roll,
     without_sequencer,
@@ -281,13 +282,13 @@ class Term:
     def _offer_move(self, picture: Picture) -> None:
         """One log to another node, if the nodes have settled and nothing else is going on."""
         now_s = picture.now_s
-        if now_s < self._began_s + self._config.balance_after_s:
-            return
         if not (self._balances.idle and self._failovers.idle and self._replaces.idle):
             return
         rest_s = self._config.balance_pause_s
         self._moved_s = {it: at for it, at in self._moved_s.items() if now_s < at + rest_s}
-        move = next_move(picture, self._moved_s.keys())
+        move = next_spread(picture, self._moved_s.keys())
+        if move is None and now_s >= self._began_s + self._config.balance_after_s:
+            move = next_move(picture, self._moved_s.keys())
         if move is not None:
             self._moves = {move.name: move}
             self._balances.offer(move.name)
@@ -417,10 +418,9 @@ class Term:
         segment = use.record.open_segment
         if segment.sequencer.node_id != move.source:
             return
-        reason = f"{move.source} orders more logs than {move.target}"
         # Its copies stay where they are, unless a place for one is needed at the target.
         done = await self._reconfigurer.reconfigure(
-            name, Change(sequencer=move.target), reason=reason, segment_index=segment.index
+            name, Change(sequencer=move.target), reason=move.reason, segment_index=segment.index
         )
         self._index.learn(done.record, done.version)
         self._wake.set()

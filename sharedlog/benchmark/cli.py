@@ -51,6 +51,7 @@ _SECTIONS = {
     "While nodes come and go": {
         "failover": Lazy(_GAPS, "failover", "How long appends stop when a node fails."),
         "rolling": Lazy(_GAPS, "rolling", "How long they stop while all nodes are restarted."),
+        "zone": Lazy(_GAPS, "zone", "How long they stop when two of five nodes die at once."),
     },
 }
 

@@ -166,7 +166,7 @@ async def roll(
         for load in loads:
             tasks.create_task(load.run(), name="rolling-load")
         try:
-            await _warm_up(cluster, loads)
+            await warm_up(cluster, loads)
             restarts = []
             for node_id in [*dev.nodes][:restarted] * plan.rounds:
                 done = await _restart(dev, cluster, node_id, loads)
@@ -186,11 +186,12 @@ async def roll(
         "restarts": restarts,
         "gap_ms": {"p50": round(median(gaps), 1), "max": max(gaps)},
         "follow_gap_ms": {"p50": round(median(follow_gaps), 1), "max": max(follow_gaps)},
-        **await _compare(loads),
+        **await compare(loads),
     }
 
 
-async def _warm_up(cluster: Cluster, loads: list[LogLoad]) -> None:
+async def warm_up(cluster: Cluster, loads: list[LogLoad]) -> None:
+    """Wait until everything runs. Raises `DeadlineExceeded` if the cluster does not settle."""
     for load in loads:
         await load.goes_on()
     await wait_settled(cluster, timeout_s=SETTLE_MAX_S)
@@ -227,7 +228,7 @@ async def _restart(
     }
 
 
-async def _compare(loads: list[LogLoad]) -> dict[str, Any]:
+async def compare(loads: list[LogLoad]) -> dict[str, Any]:
     """Read every log: what was acknowledged is there, once, in order; followers had all of it."""
     lost = duplicated = reordered = not_followed = 0
     for load in loads:

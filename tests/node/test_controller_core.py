@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from metadata.records import LogRecord, NodeRecord, Replica, Segment
+from metadata.core import Load
+from metadata.reconfiguration import Change, plan_next
+from metadata.records import LogRecord, NodeRecord, Replica, Segment, Spread
 from metadata.store import Version
 from node.controller.backfill import Mended
 from node.controller.config import ControllerConfig
@@ -21,6 +23,7 @@ from node.controller.core import (
     is_gone,
     leaving,
     next_move,
+    next_spread,
     to_copy,
     to_roll,
     without_sequencer,
@@ -266,7 +269,8 @@ def test_a_log_comes_home_once_a_node_near_its_writers_is_there() -> None:
     lone = [log(f"lone{n}", segment(0, 0, None, "n1 n2 n3", "n1")) for n in range(5)]
     homesick = replace(log("homesick", segment(0, 0, None, "n1 n3 n4", "n3")), near="eu")
     seen = picture([*lone, homesick], nodes(there, away))
-    assert next_move(seen, ()) == Move("homesick", NodeId("n3"), NodeId("n2"))
+    home = next_move(seen, ())
+    assert home == Move("homesick", NodeId("n3"), NodeId("n2"), "n2 is near its writers")
     rested = next_move(seen, {"homesick"})
     assert rested is not None
     assert rested.source == "n1"
@@ -276,6 +280,34 @@ def test_a_log_comes_home_once_a_node_near_its_writers_is_there() -> None:
         replace(log(f"near{n}", segment(0, 0, None, "n1 n2 n3", "n2")), near="eu") for n in range(9)
     ]
     assert next_move(picture(at_home, nodes(there, away)), ()) is None
+
+
+def test_a_log_is_spread_again_once_there_are_more_places() -> None:
+    """A zone was away, and two of three copies lie in one zone: another loss would stop the log. It
+    keeps its sequencer. Nothing is done without a spread, or where it would not help."""
+    zones = {"n1": "eu.a", "n2": "eu.b", "n3": "eu.b", "n4": "eu.c"}
+    there = [replace(node(name), location=at) for name, at in zones.items()]
+
+    def placed(names: str, spread: Spread = (("zone", 2),)) -> LogRecord:
+        nodeset = tuple(
+            Replica(node_id=it.node_id, storage_id=it.storage_id, location=it.location)
+            for it in there
+            if it.node_id in names.split()
+        )
+        made = segment(0, 0, None, names, "n2")
+        return replace(log("a", replace(made, nodeset=nodeset, spread=spread)), spread=spread)
+
+    tight = placed("n2 n3 n4")
+    found = next_spread(picture([tight], nodes(*there)), ())
+    assert found is not None
+    assert (found.name, found.source, found.target) == ("a", "n2", "n2")
+    plan = plan_next(tight, Change(sequencer=NodeId("n2")), there, Load(), known=there)
+    assert {it.node_id for it in plan.nodeset} == {"n1", "n2", "n4"}
+    assert next_spread(picture([tight], nodes(*there)), {"a"}) is None
+    assert next_spread(picture([placed("n1 n2 n4")], nodes(*there)), ()) is None
+    assert next_spread(picture([placed("n2 n3 n4", ())], nodes(*there)), ()) is None
+    without = replace(there[0], state="draining")
+    assert next_spread(picture([tight], nodes(without, *there[1:])), ()) is None
 
 
 def test_how_far_a_drain_is() -> None:
