@@ -19,14 +19,15 @@ import contextlib
 import json
 import shutil
 import signal
+import ssl
 import subprocess
 import tempfile
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-from urllib.error import URLError
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import BaseHandler, HTTPSHandler, ProxyHandler, Request, build_opener
 
 import pytest
 
@@ -36,7 +37,39 @@ HOST = "127.0.0.1"
 START_S = 60.0
 _POLL_S = 0.02
 _END_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")  # of Debian's util-linux, and then it is etcd
-_NO_PROXY = build_opener(ProxyHandler({}))
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """An authority, and what it vouches for: a server at 127.0.0.1, and a client."""
+
+    ca: str
+    server_cert: str
+    server_key: str
+    client_cert: str
+    client_key: str
+
+
+def make_tls_files(directory: Path) -> TlsFiles:
+    """Made by openssl, which etcd's package does without: the test is skipped where it is not."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl here (Debian: openssl)")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+
+    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl(*new, "-days", "2", "-subj", "/CN=test-ca", "-keyout", "ca.key", "-out", "ca.pem")
+    # A member is a client, too: its JSON gateway calls it.
+    for name, use in (("server", "serverAuth,clientAuth"), ("client", "clientAuth")):
+        # Debian's openssl signs with an authority when it is told one.
+        wanted = (f"extendedKeyUsage={use}", f"subjectAltName=IP:{HOST}")
+        extensions = [word for extension in wanted for word in ("-addext", extension)]
+        place = ("-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}")
+        openssl(*new, "-days", "2", *place, *extensions, "-CA", "ca.pem", "-CAkey", "ca.key")
+    path = {name: str(directory / name) for name in ("ca.pem", "server.pem", "client.pem")}
+    keys = [str(directory / f"{name}.key") for name in ("server", "client")]
+    return TlsFiles(path["ca.pem"], path["server.pem"], keys[0], path["client.pem"], keys[1])
 
 
 def find_etcd() -> str:
@@ -50,7 +83,10 @@ def find_etcd() -> str:
 class EtcdMember:
     """One member; its ports and data stay when it is killed."""
 
-    def __init__(self, name: str, directory: Path, port: int, peer_port: int) -> None:
+    def __init__(
+        self, name: str, directory: Path, port: int, peer_port: int, tls: TlsFiles | None = None
+    ) -> None:
+        self._tls = tls
         self.name = name
         self.directory = directory
         self.port = port
@@ -63,6 +99,11 @@ class EtcdMember:
         return f"{HOST}:{self.port}"
 
     @property
+    def client_url(self) -> str:
+        """For clients, as members are told it."""
+        return f"{'https' if self._tls else 'http'}://{self.address}"
+
+    @property
     def peer_url(self) -> str:
         """For the other members."""
         return f"http://{HOST}:{self.peer_port}"
@@ -73,30 +114,51 @@ class EtcdMember:
             name: base64.b64encode(value).decode() if isinstance(value, bytes) else value
             for name, value in fields.items()
         }
-        request = Request(f"http://{self.address}/v3/{path}", data=json.dumps(plain).encode())
-        with _NO_PROXY.open(request, timeout=5) as answer:
+        return self._open(f"/v3/{path}", json.dumps(plain).encode())
+
+    def is_healthy(self) -> bool:
+        """It knows a leader, and that one has a majority."""
+        try:
+            return bool(self._open("/health", None)["health"] == "true")
+        except OSError:
+            return False
+
+    def _open(self, path: str, data: bytes | None) -> dict[str, Any]:
+        handlers: list[BaseHandler] = [ProxyHandler({})]
+        if self._tls is not None:
+            context = ssl.create_default_context(cafile=self._tls.ca)
+            context.load_cert_chain(self._tls.client_cert, self._tls.client_key)
+            handlers.append(HTTPSHandler(context=context))
+        request = Request(self.client_url + path, data=data)
+        with build_opener(*handlers).open(request, timeout=5) as answer:
             found: dict[str, Any] = json.loads(answer.read())
         return found
 
 
 class EtcdCluster:
-    """See the module's docstring. `options` are further ones of `etcd`."""
+    """See the module's docstring. With `tls`, clients must show a certificate."""
 
-    def __init__(self, directory: Path, *, members: int = 3, options: tuple[str, ...] = ()) -> None:
+    def __init__(self, directory: Path, *, members: int = 3, tls: TlsFiles | None = None) -> None:
         self._binary = find_etcd()
-        self._options = options
+        self._tls = tls
         self._directory = directory
         self._token = uuid.uuid4().hex
         # Held until the end, so that no other test gets these ports.
         self._ports = _reserve_free_ports(2 * members)
         ports = [port.getsockname()[1] for port in self._ports]
         self.members = [
-            EtcdMember(f"m{index}", directory / f"m{index}", ports[index], ports[members + index])
+            EtcdMember(
+                f"m{index}", directory / f"m{index}", ports[index], ports[members + index], tls
+            )
             for index in range(members)
         ]
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -182,12 +244,11 @@ class EtcdCluster:
     def _start(self, member: EtcdMember) -> None:
         if member.process is not None:
             return
-        client_url = f"http://{member.address}"
         settings = {
             "name": member.name,
             "data-dir": str(member.directory),
-            "listen-client-urls": client_url,
-            "advertise-client-urls": client_url,
+            "listen-client-urls": member.client_url,
+            "advertise-client-urls": member.client_url,
             "listen-peer-urls": member.peer_url,
             "initial-advertise-peer-urls": member.peer_url,
             "initial-cluster": ",".join(f"{it.name}={it.peer_url}" for it in self.members),
@@ -197,11 +258,18 @@ class EtcdCluster:
             "logger": "zap",
             "log-level": "error",
         }
+        if self._tls is not None:
+            settings |= {
+                "client-cert-auth": "true",
+                "trusted-ca-file": self._tls.ca,
+                "cert-file": self._tls.server_cert,
+                "key-file": self._tls.server_key,
+            }
         arguments = [f"--{name}={value}" for name, value in settings.items()]
         self._directory.mkdir(parents=True, exist_ok=True)
         with (self._directory / f"{member.name}.out").open("ab") as output:
             member.process = subprocess.Popen(
-                [*_END_WITH_PARENT, self._binary, *arguments, *self._options],
+                [*_END_WITH_PARENT, self._binary, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -211,9 +279,7 @@ class EtcdCluster:
     def _wait_ready(self, member: EtcdMember) -> None:
         until = time.monotonic() + START_S
         while time.monotonic() < until:
-            with contextlib.suppress(URLError, OSError):
-                # A linearizable read: it needs a leader, which has a majority.
-                member.ask("kv/range", key=b"\0")
+            if member.is_healthy():
                 return
             assert member.process is not None
             if member.process.poll() is not None:
