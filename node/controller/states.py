@@ -87,8 +87,8 @@ class NodeStates:
     ) -> admin_pb2.RemoveNodeResponse:
         """Declare a node gone, or with `dry_run` only say what stands in the way.
 
-        Chains and nodes are read from the metadata store, not from this node's view. What the node
-        had registered stays: should it start again, that is a further life.
+        That nothing names it is read from the metadata store in the end, not from this node's view
+        alone. What the node had registered stays: should it start again, that is a further life.
 
         Raises:
             InvalidArgument: no such node.
@@ -99,9 +99,7 @@ class NodeStates:
         node = next((it for it in nodes if it.node_id == request.node_id), None)
         if node is None:
             raise InvalidArgument(f"there is no node {request.node_id!r}")
-        records = [record for record, _ in await list_logs(self._store)]
-        uses = await self._check(records, node, nodes, store_lost=node.state == STATE_DATA_LOSS)
-        named = namings(records, node)
+        uses, named = await self._still_named(node, nodes)
         reasons = [*_told(named, uses), *await self._still_runs(node)]
         removed = False
         if not reasons and not request.dry_run:
@@ -119,6 +117,19 @@ class NodeStates:
             segments=sum(it.segments + it.past_segments for it in named),
             sequenced_logs=sum(it.is_sequencer for it in named),
         )
+
+    async def _still_named(
+        self, node: NodeRecord, nodes: Sequence[NodeRecord]
+    ) -> tuple[list[NodeUse], list[Naming]]:
+        """What names the node; the store is asked only if the view knows of nothing.
+
+        To read thousands of chains takes a while, and somebody who waits asks again and again.
+        """
+        records = [record for record, _ in self._view.logs()]
+        if not namings(records, node):
+            records = [record for record, _ in await list_logs(self._store)]
+        lost = node.state == STATE_DATA_LOSS
+        return await self._check(records, node, nodes, store_lost=lost), namings(records, node)
 
     async def _still_runs(self, node: NodeRecord) -> list[str]:
         """Why the node's process is in the way, if it is. One that is merely silent is not."""

@@ -118,12 +118,14 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the sections without importing a command."""
+        """Write the sections without importing a command, after what is imported anyway."""
+        if self.commands:
+            with formatter.section("Commands"):
+                rows = ((name, self.commands[name]) for name in super().list_commands(ctx))
+                formatter.write_dl([(name, it.get_short_help_str(90)) for name, it in rows])
         for heading, commands in self.sections.items():
             with formatter.section(heading):
                 formatter.write_dl([(name, lazy.help) for name, lazy in commands.items()])
-        if self.commands:
-            super().format_commands(ctx, formatter)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples."""

@@ -152,4 +152,12 @@ def test_drain_says_what_stands_in_the_way(cli: Cli, log: str) -> None:
     assert found.json["safe"] is False
     blocked = next(use for use in found.json["logs"] if use["log"] == log)
     assert blocked["obstacle"]
+    refused = cli("node", "remove", "n2", "--dry-run")
+    assert refused.code == 3
+    lines = refused.text.splitlines()
+    assert lines[0] == "node n2 is read-write and can't be removed:"
+    assert f"  log {log}: 1 segment names its store; a drain can't move it:" in refused.text
+    assert lines[-1].startswith("  its process runs, at ")
+    unknown = cli("node", "remove", "n9")
+    assert (unknown.code, unknown.err) == (3, "error: there is no node 'n9'\n")
     assert cli.ok("node", "describe", "n2", "--json").json["state"] == "read-write"
