@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from loglet.store import StoreSpace
 
 _LATENCY_BUCKETS_S = (
     *(0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075),
@@ -53,6 +57,12 @@ class LogServerMetrics:
             ["reason"],
             registry=registry,
         )
+        self.seals = Counter(
+            "sharedlog_log_server_seals_total",
+            "Loglets that were sealed; why is counted where it is decided, by "
+            "sharedlog_node_sealed_segments_total",
+            registry=registry,
+        )
         self.damaged_batches = Counter(
             "sharedlog_log_server_damaged_batches_total",
             "Times that a stored batch was read and did not match its checksum",
@@ -61,6 +71,11 @@ class LogServerMetrics:
         self.open_reads = Gauge(
             "sharedlog_log_server_open_reads",
             "Read streams that are open",
+            registry=registry,
+        )
+        self.sent_bytes = Counter(
+            "sharedlog_log_server_sent_bytes_total",
+            "Bytes of batches that were sent to readers",
             registry=registry,
         )
         self.loglets = Gauge(
@@ -97,3 +112,9 @@ class LogServerMetrics:
             "Room for batches, the reserve not counted; 0: the store is read-only",
             registry=registry,
         )
+
+    def watch_space(self, space: Callable[[], StoreSpace]) -> None:
+        """Where the gauges of the store's room take their values from."""
+        self.used_bytes.set_function(lambda: space().used_bytes)
+        self.file_bytes.set_function(lambda: space().file_bytes)
+        self.free_bytes.set_function(lambda: space().free_bytes)

@@ -274,6 +274,7 @@ class ReadService:
                 if query.headers_only:
                     batches = [headers_of(placed) for placed in batches]
                 await stream.send(read_answer(limits.known, batches, gap, skipped=skipped))
+                self._metrics.sent_bytes.inc(sum(map(len, batches)))
                 if gap is not None:
                     return
                 told = True

@@ -173,6 +173,8 @@ class LogServer:
         self._stopped: SharedLogError | None = None
         self._stopping = False
         metrics.loglets.set(len(self._core.loglets()))
+        self._space = store.space()
+        metrics.watch_space(self._room_now)
 
     @property
     def storage_id(self) -> StorageId:
@@ -234,6 +236,12 @@ class LogServer:
             space=self._store.space(),
             read_only=self.read_only,
         )
+
+    def _room_now(self) -> StoreSpace:
+        """For metrics, which may be asked for when the store is closed already."""
+        if self._stopped is None and not self._stopping:
+            self._space = self._store.space()
+        return self._space
 
     async def run(self) -> None:
         """Own the store and write, until cancelled.
@@ -484,9 +492,6 @@ class LogServer:
         plan = self._core.plan([queued.request for queued in group])
         held = await self._look_up(plan.look_ups) if plan.look_ups else {}
         space = self._store.space()
-        self._metrics.used_bytes.set(space.used_bytes)
-        self._metrics.free_bytes.set(space.free_bytes)
-        self._metrics.file_bytes.set(space.file_bytes)
         decision = self._core.decide(
             plan, held, room_bytes=space.free_bytes, repair_room_bytes=space.repair_bytes
         )
@@ -555,6 +560,9 @@ class LogServer:
         for write in decision.writes:
             if isinstance(write, PutLoglet):
                 event = "loglet.sealed" if write.sealed else "loglet.opened"
+                ended, trimmed = write.told_end is not None, write.loglet in decision.trimmed
+                if write.sealed and not (ended or trimmed):
+                    self._metrics.seals.inc()
                 fields = {"loglet": str(write.loglet), "opened_by": str(write.opened_by)}
                 if write.told_end is not None:
                     event = "loglet.ended"

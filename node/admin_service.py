@@ -16,6 +16,7 @@ from metadata.quorum import make_spread
 from metadata.reconfiguration import Change
 from metadata.records import Segment
 from metadata.view import ClusterView
+from node.causes import Cause
 from node.move import DRAIN_TIMEOUT_S, Movable, Reconfigured
 from node.wire import describe_segment
 from sharedlog.errors import DeadlineExceeded, InvalidArgument, NotSequencer, Unreachable
@@ -44,6 +45,7 @@ class Reconfigures(Protocol):
         change: Change = ...,
         *,
         reason: str,
+        cause: Cause = ...,
         segment_index: int | None = None,
         planned: bool = True,
     ) -> Reconfigured:
@@ -166,7 +168,12 @@ class AdminService:
             done = await self._helper.help(request.log, change, segment_index=index, reason=reason)
         else:
             done = await self._reconfigurer.reconfigure(
-                request.log, change, reason=reason, segment_index=index, planned=here
+                request.log,
+                change,
+                reason=reason,
+                cause=Cause.OPERATOR,
+                segment_index=index,
+                planned=here,
             )
         return admin_pb2.ReconfigureResponse(
             ended=describe_segment(done.ended),

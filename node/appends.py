@@ -32,6 +32,7 @@ from metadata.core import check_log_name
 from metadata.store import Version
 from node.limits import Places
 from node.log_maker import LogMaker
+from node.requests import note
 from node.routing import Here, Route, RouteLost, Router, There, sequencer_silent
 from node.wire import record_columns
 from sequencer.admission import conditions_of
@@ -137,15 +138,17 @@ class Appends:
             return await self._append_here(route, message)
 
         with self._places.take():
-            return await self._made_first(
+            done = await self._made_first(
                 name, lambda: self._router.serve(name, attempt), create=create
             )
+        note(first=done.first_offset, end=done.next_offset)
+        return done
 
     async def session(self, stream: _Session) -> None:
         """Serve one session until the client ends it, or the log moves."""
         with self._places.take():
-            started = self._clock.monotonic_s()
             opening = await self._receive_opening(stream)
+            note(log=opening.log)
 
             async def attempt(route: Route, left_s: float) -> _Forwarded | None:
                 if isinstance(route, There):
@@ -166,16 +169,8 @@ class Appends:
                 create=opening.create,
             )
             if forwarded is not None:
+                note(forwarded_to=forwarded.route.node.node_id)
                 await self._forward_session(stream, forwarded)
-            seconds = round(self._clock.monotonic_s() - started, 3)
-            log.debug(
-                "session.ended",
-                extra={
-                    "log": opening.log,
-                    "seconds": seconds,
-                    "forwarded": forwarded is not None,
-                },
-            )
 
     async def _made_first(
         self, name: str, serve: Callable[[], Awaitable[Result]], *, create: bool

@@ -150,6 +150,7 @@ def _new_term(
         clock=ground.clock,
         random=ground.random,
         config=ground.config,
+        metrics=metrics,
     )
 
 

@@ -32,6 +32,7 @@ from sharedlog.errors import InvalidArgument, SharedLogError
 
 Role = Literal["log-server", "sequencer", "metadata"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+RequestLog = Literal["off", "slow", "all"]
 
 ENV_PREFIX: Final = "SHAREDLOG_"
 _OF_THE_COMMAND: Final = frozenset(
@@ -130,6 +131,13 @@ class NodeConfig:
     """`json` is one object a line, `text` is for people, `auto` is text on a terminal and JSON
     elsewhere."""
 
+    request_log: RequestLog = "slow"
+    """Which public requests have a line in the log, `request.done`: `all`, `slow` or `off`."""
+
+    slow_request_s: float = 1.0
+    """A call that takes so long is slow, and a stream whose first answer does, unless it is a read
+    that follows. Above 0."""
+
     log_server: LogServerConfig = field(default_factory=LogServerConfig)
     """Section `[log_server]`, of the role log-server."""
 
@@ -184,7 +192,12 @@ class NodeConfig:
         """
         self._validate_identity()
         self._validate_addresses()
-        for name in ("append_timeout_s", "ping_timeout_s", "switch_interval_s"):
+        for name in (
+            "append_timeout_s",
+            "ping_timeout_s",
+            "switch_interval_s",
+            "slow_request_s",
+        ):
             _need(getattr(self, name) > 0, name, f"is {getattr(self, name)}; it must be above 0")
         _need(
             2 * self.ping_timeout_s <= self.peer_timeout_s,

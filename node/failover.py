@@ -41,6 +41,7 @@ from metadata.reconfiguration import Change, replica_state
 from metadata.records import LogRecord, NodeRecord, Replica, Segment
 from metadata.store import Version
 from metadata.view import ClusterView
+from node.causes import Cause
 from node.controller.work import WorkBoard
 from node.flights import Flights
 from node.liveness import DEAD_FRESH_S, Life, Liveness
@@ -98,6 +99,7 @@ class Reconfigures(Protocol):
         change: Change = ...,
         *,
         reason: str,
+        cause: Cause = ...,
         segment_index: int | None = None,
         planned: bool = True,
     ) -> Reconfigured:
@@ -181,7 +183,7 @@ class Failover:
                 raise LogUnavailable(f"log {name} was reconfigured a moment ago")
             await self._clock.sleep(wait_s)
         return await self._reconfigure(
-            name, change, index=segment_index, reason=reason, planned=False
+            name, change, index=segment_index, reason=reason, cause=Cause.HELP
         )
 
     def look_into(self, record: LogRecord) -> None:
@@ -260,7 +262,7 @@ class Failover:
         change = Change(avoid=self._dead_now(segment.sequencer.node_id))
         self._check_sealable(name, segment)  # all were asked just now
         done = await self._reconfigure(
-            name, change, index=segment.index, reason=reason, planned=False
+            name, change, index=segment.index, reason=reason, cause=Cause.FAILOVER
         )
         return done.record, Version(done.version)
 
@@ -272,7 +274,7 @@ class Failover:
         return frozenset() if lives_on else frozenset((node_id,))
 
     async def _reconfigure(
-        self, name: str, change: Change, *, index: int, reason: str, planned: bool
+        self, name: str, change: Change, *, index: int, reason: str, cause: Cause
     ) -> Reconfigured:
         """Do it, say so, and remember it for the pacing."""
         began_s = self._clock.monotonic_s()
@@ -280,7 +282,13 @@ class Failover:
         try:
             with self._board.doing("failover", f"log {name} segment {index}", reason):
                 done = await self._reconfigurer.reconfigure(
-                    name, change, reason=reason, segment_index=index, planned=planned
+                    name,
+                    change,
+                    reason=reason,
+                    cause=cause,
+                    segment_index=index,
+                    # Its sequencer is the one that asks, and is well.
+                    planned=cause is Cause.REPLACE,
                 )
         except SharedLogError as error:
             now_s = self._clock.monotonic_s()
@@ -314,7 +322,7 @@ class Failover:
             reason = "its open segment is sealed"
             try:
                 await self._reconfigure(
-                    name, Change(), index=segment.index, reason=reason, planned=False
+                    name, Change(), index=segment.index, reason=reason, cause=Cause.SEALED
                 )
             except LogNotFound:
                 return
@@ -398,7 +406,9 @@ class Failover:
                 raise LogUnavailable(f"log {name} has no others to go on with")
             return
         await self._clock.sleep(self._pacing.wait_s(name, self._clock.monotonic_s()))
-        await self._reconfigure(name, change, index=segment.index, reason=reason, planned=True)
+        await self._reconfigure(
+            name, change, index=segment.index, reason=reason, cause=Cause.REPLACE
+        )
 
     def _takes_logs(self) -> bool:
         own = self._view.node(self._me.node_id)

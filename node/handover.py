@@ -22,6 +22,7 @@ from metadata.core import can_order, count_load
 from metadata.reconfiguration import Change
 from metadata.records import LogRecord, NodeRecord
 from metadata.view import ClusterView
+from node.causes import Cause
 from node.controller.work import Job, WorkBoard
 from node.failover import Reconfigures
 from node.liveness import Liveness
@@ -144,7 +145,12 @@ class HandOver:
         fields = {"log": record.name, "to": taker}
         try:
             moved = await self._reconfigurer.reconfigure(
-                record.name, change, reason=_REASON, segment_index=segment.index, planned=True
+                record.name,
+                change,
+                reason=_REASON,
+                cause=Cause.HAND_OVER,
+                segment_index=segment.index,
+                planned=True,
             )
         except SharedLogError as error:
             log.warning("handover.failed", extra=fields | {"error": str(error)})

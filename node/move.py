@@ -22,12 +22,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
-from loglet.recovery_steps import EndSegment
 from metadata.reconfiguration import Change, Plan, end_segment
 from metadata.records import LogRecord, NodeRecord, Segment
 from metadata.registry import commit_change
 from metadata.store import MetadataStore, Version
 from metadata.view import ClusterView
+from node.causes import Cause
 from node.ends import EndTeller
 from node.metrics import ReconfigurationMetrics
 from node.planner import Planner
@@ -38,6 +38,8 @@ from sharedlog.ids import LogletId, Offset, SequencerId
 from sharedlog.rpc.methods import PREPARE_MOVE
 from sharedlog.rpc.transport import Transport
 from sharedlog.v1 import admin_pb2
+
+log = logging.getLogger("node")
 
 log = logging.getLogger("node")
 
@@ -96,19 +98,27 @@ class Move:
     """See the module's docstring. Good for one `run`."""
 
     def __init__(
-        self, tools: Tools, record: LogRecord, change: Change, *, reason: str, planned: bool
+        self,
+        tools: Tools,
+        record: LogRecord,
+        change: Change,
+        *,
+        planned: bool,
+        cause: Cause = Cause.OTHER,
     ) -> None:
         self._tools = tools
         self._record = record
         self._segment = record.open_segment
         self._loglet = record.loglet(self._segment)
         self._change = change
-        self._reason = reason
         self._planned = planned
+        self._cause = cause
         self._begun_s = tools.clock.monotonic_s()
         self._held: NodeRecord | None = None  # another node, whose sequencer was told to wait
         self.sealing = False
         """The log may be sealed by now, so that it takes no appends before its chain has moved."""
+        self.steps: dict[str, object] = {}
+        """What is done so far, and how long each step took: for one line in the log."""
 
     async def run(self) -> Reconfigured | None:
         """Do it; None if the chain is not what it was when the record was read: look again.
@@ -122,6 +132,8 @@ class Move:
         with tools.planner.planned(plan):
             try:
                 record, version = await self._hold_and_read()
+                held_s = tools.clock.monotonic_s() - self._begun_s
+                self.steps["hold_ms"] = round(held_s * 1_000, 2)
                 if not self._is_open(record):
                     return None
                 self.sealing = True
@@ -212,13 +224,24 @@ class Move:
         """None if it failed, and somebody else has ended the segment meanwhile."""
         tools = self._tools
         try:
-            return await tools.sealer.seal(record, candidates=tools.planner.replacements())
+            sealed = await tools.sealer.seal(record, candidates=tools.planner.replacements())
         except LogUnavailable as error:
             # Somebody may have been faster: then the end is why servers refused to be repaired.
             fresh = await self._read(record.name)
             if isinstance(fresh, SharedLogError) or self._is_open(fresh[0]):
                 raise error from None
             return None
+        ending = sealed.ending
+        self.steps |= {
+            "seal_ms": round(sealed.seal_ms, 2),
+            "repair_ms": round(sealed.repair_ms, 2),
+            "sealed": list(sealed.sealed),
+            "tail": ending.end,
+            "committed_tail": ending.committed_tail,
+            "repaired_records": ending.repaired_records,
+        }
+        tools.metrics.sealed(self._cause)
+        return sealed
 
     async def _extend(
         self, record: LogRecord, version: Version, plan: Plan, sealed: SealedSegment
@@ -263,36 +286,22 @@ class Move:
             repaired_records=ending.repaired_records,
             pause_ms=(now_s - self._begun_s) * 1_000,
         )
-        self._report(done, sealed, cas_ms=(now_s - extend_s) * 1_000)
+        self.steps["cas_ms"] = round((now_s - extend_s) * 1_000, 2)
+        self._note(done)
         return done
 
-    def _report(self, done: Reconfigured, sealed: SealedSegment, *, cas_ms: float) -> None:
-        ending: EndSegment = sealed.ending
-        fields = {
-            "log": self._record.name,
-            "index": self._segment.index,
-            "base": self._segment.base,
+    def _note(self, done: Reconfigured) -> None:
+        """What came of it, for the one line that tells of it, and for metrics."""
+        self.steps |= {
             "end": done.ended.end,
-            "sequencer": str(done.opened.sequencer),
-            "nodeset": [replica.node_id for replica in done.opened.nodeset],
-            "reason": self._reason,
-            "repaired_records": ending.repaired_records,
-            "seal_ms": round(sealed.seal_ms, 2),
-            "repair_ms": round(sealed.repair_ms, 2),
-            "cas_ms": round(cas_ms, 2),
             "pause_ms": round(done.pause_ms, 2),
+            "ended_nodeset": [replica.node_id for replica in done.ended.nodeset],
         }
-        if done.adopted:
-            log.info("log.reconfiguration_adopted", extra=fields | {"own_end": ending.end})
-            return
-        if done.ended.nodeset != self._segment.nodeset:
-            names = [replica.node_id for replica in done.ended.nodeset]
-            fields["ended_nodeset"] = names
-        log.info("log.reconfigured", extra=fields)
-        kind = "planned" if self._planned else "unplanned"
-        self._tools.metrics.moved(
-            kind, pause_s=done.pause_ms / 1_000, repaired_records=ending.repaired_records
-        )
+        if not done.adopted:
+            kind = "planned" if self._planned else "unplanned"
+            self._tools.metrics.moved(
+                kind, pause_s=done.pause_ms / 1_000, repaired_records=done.repaired_records
+            )
 
 
 def ended_segment(record: LogRecord, was: Segment) -> Segment:

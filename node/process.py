@@ -34,14 +34,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry
 
+from metadata.metered import MeteredMetadataStore
+from metadata.metrics import MetadataCallMetrics
 from metadata.records import STATE_GONE, NodeRecord
 from metadata.store import MetadataStore
 from metadata.view import ClusterView
 from node.config import NodeConfig, split_address
 from node.errors import StartError
 from node.identity import join, register
-from node.metrics import NodeMetrics
+from node.metrics import NodeMetrics, RequestMetrics
 from node.readiness import SERVING, STARTING, STOPPING, Readiness
+from node.requests import Requests
 from node.services import Ground, Services, build_services
 from node.told_settings import NOTHING_TOLD, ToldSettings
 from sharedlog import __version__
@@ -155,8 +158,9 @@ class NodeProcess:
         loopback, server = Loopback(), GrpcServer()
         transport = RoutingTransport({config.address: loopback}, default=GrpcTransport())
         resources.push_async_callback(transport.close)
-        store = await self._open_metadata(tasks, resources, server, transport)
         clock, new_id = self._clock, self._new_id
+        opened = await self._open_metadata(tasks, resources, server, transport)
+        store = MeteredMetadataStore(opened, clock, MetadataCallMetrics(self._registry))
         cluster_id = await join(store, config, clock=clock, new_id=new_id)
         log_store = self._open_log_store(resources, cluster_id)
         own = await register(
@@ -192,7 +196,14 @@ class NodeProcess:
                 told=self._told,
             )
         )
-        services.register(BothServers(loopback, server))
+        requests = Requests(
+            server,
+            clock=clock,
+            metrics=RequestMetrics(self._registry),
+            written=config.request_log,
+            slow_s=config.slow_request_s,
+        )
+        services.register(BothServers(loopback, requests))
         for name, run in services.runs():
             self._spawn(tasks, run, name)
         self._services, self._server = services, server

@@ -26,6 +26,7 @@ from metadata.core import check_log_name
 from metadata.view import ClusterView
 from node.limits import Places
 from node.offsets import NO_SURE_TAIL, Offsets, describer
+from node.requests import note
 from node.tails import Tails
 from node.wire import record_to_proto
 from sharedlog.batch import Record, decode_checked
@@ -149,22 +150,18 @@ class Reads:
         if request is None:
             raise InvalidArgument("the stream ended without a request")
         check_log_name(request.log)
-        started_s = self._clock.monotonic_s()
+        note(log=request.log, **({"follow": True} if request.follow else {}))
         with self._places.take():
             opened = await self._open(request)
             started_at = opened.window.position
             described = describer(self._view, request.log)
             reader = LogReader(self._transport, described, self._clock, self._random)
-            # Leaving the block ends the reader's stream at once.
-            async with aclosing(opened.chunks(reader)) as chunks:
-                yield opened.window, chunks
-            fields = {
-                "log": request.log,
-                "start": started_at,
-                "end": opened.window.position,
-                "seconds": round(self._clock.monotonic_s() - started_s, 3),
-            }
-            log.debug("read.ended", extra=fields)
+            try:
+                # Leaving the block ends the reader's stream at once.
+                async with aclosing(opened.chunks(reader)) as chunks:
+                    yield opened.window, chunks
+            finally:
+                note(first=started_at, end=opened.window.position)
 
     async def _open(self, request: log_pb2.ReadRequest) -> _Opened:
         """What the request covers, with the tail and the start found out if need be.

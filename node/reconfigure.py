@@ -10,10 +10,13 @@ find the tail, repair (`repair.py`), extend. Here it is kept in order:
 * **It belongs to nobody's call.** A caller that goes away leaves nothing half done.
 * **Troubles are remembered** until the log's chain has moved, for `status`. The pace of further
   attempts is the caller's (`failover.py`; field note 18).
+* **One line tells of each,** `reconfiguration.done`: why, from which segment to which, who sealed,
+  how long each step took, and what came of it. Failures after the first in a row are told at debug.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from random import Random
@@ -23,6 +26,7 @@ from metadata.reconfiguration import Change, end_segment
 from metadata.records import LogRecord, Segment
 from metadata.store import MetadataStore, Version
 from metadata.view import ClusterView
+from node.causes import Cause
 from node.ends import EndTeller
 from node.flights import Flights
 from node.metrics import ReconfigurationMetrics
@@ -42,6 +46,8 @@ from sharedlog.ids import SequencerId
 from sharedlog.rpc.transport import Transport
 from sharedlog.tasks import run_together
 
+log = logging.getLogger("node")
+
 __all__ = ["Reconfigured", "Reconfigurer", "Trouble"]
 
 RESTARTS_MAX: Final = 5
@@ -60,6 +66,23 @@ class Trouble:
     unrepairable: bool  # a person has to decide
     attempts: int  # in a row
     since_ms: int  # Unix time of the first of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Order:
+    """What is to be done."""
+
+    name: str
+    change: Change
+    reason: str
+    cause: Cause
+    segment_index: int | None
+    planned: bool
+
+    @property
+    def kind(self) -> str:
+        """For metrics."""
+        return "planned" if self.planned else "unplanned"
 
 
 class Reconfigurer:
@@ -113,6 +136,7 @@ class Reconfigurer:
         change: Change = _AS_IT_IS,
         *,
         reason: str,
+        cause: Cause = Cause.OTHER,
         segment_index: int | None = None,
         planned: bool = True,
     ) -> Reconfigured:
@@ -120,7 +144,8 @@ class Reconfigurer:
 
         With `segment_index` only that segment is ended, by this call or by whoever is faster; if it
         has an end already, the present chain is the answer (`adopted`). `planned`: its sequencer
-        is asked to stop admitting and to drain first, if it can be reached.
+        is asked to stop admitting and to drain first, if it can be reached. `reason` is for people,
+        `cause` for metrics.
 
         Raises:
             InvalidArgument: the change itself is wrong. LogNotFound.
@@ -130,14 +155,20 @@ class Reconfigurer:
 
         **Cancellation:** stops the wait, not the reconfiguration.
         """
+        order = _Order(
+            name=name,
+            change=change,
+            reason=reason,
+            cause=cause,
+            segment_index=segment_index,
+            planned=planned,
+        )
         while True:
             mine: list[bool] = []
 
             def make(mine: list[bool] = mine) -> Coroutine[Any, Any, Reconfigured]:
                 mine.append(True)
-                return self._run(
-                    name, change, reason=reason, segment_index=segment_index, planned=planned
-                )
+                return self._run(order)
 
             shared = self._flights.under_way(name)
             try:
@@ -173,41 +204,65 @@ class Reconfigurer:
 
     # ------------------------------------------------------------------ one flight
 
-    async def _run(
-        self, name: str, change: Change, *, reason: str, segment_index: int | None, planned: bool
-    ) -> Reconfigured:
-        kind = "planned" if planned else "unplanned"
+    async def _run(self, order: _Order) -> Reconfigured:
+        begun_s = self._clock.monotonic_s()
+        steps: dict[str, object] = {}
         try:
-            done = await self._restarting(
-                name, change, reason=reason, segment_index=segment_index, planned=planned
-            )
+            done = await self._restarting(order, steps)
         except SharedLogError as error:
-            self._metrics.count(kind, _outcome(error))
+            self._tell(order, _outcome(error), begun_s, steps | {"error": str(error)})
             raise
-        self._troubles.pop(name, None)
-        self._metrics.count(kind, "adopted" if done.adopted else "won")
+        self._troubles.pop(order.name, None)
+        opened = {
+            "to_segment": done.opened.index,
+            "sequencer": str(done.opened.sequencer),
+            "nodeset": [replica.node_id for replica in done.opened.nodeset],
+        }
+        self._tell(order, "adopted" if done.adopted else "won", begun_s, steps | opened)
         return done
 
-    async def _restarting(
-        self, name: str, change: Change, *, reason: str, segment_index: int | None, planned: bool
-    ) -> Reconfigured:
-        """Moves, until one is made or adopted."""
-        for _ in range(RESTARTS_MAX):
-            record, version = await self._view.fetch_log(name)
-            if segment_index is not None and record.open_segment.index > segment_index:
-                return _adopt(record, version, segment_index)
-            move = Move(self._tools, record, change, reason=reason, planned=planned)
+    async def _restarting(self, order: _Order, steps: dict[str, object]) -> Reconfigured:
+        """Moves, until one is made or adopted; `steps` is told how the last one went."""
+        index = order.segment_index
+        for restarts in range(RESTARTS_MAX):
+            record, version = await self._view.fetch_log(order.name)
+            steps.clear()
+            steps |= {"segment": record.open_segment.index, "restarts": restarts}
+            if index is not None and record.open_segment.index > index:
+                steps["segment"] = index
+                return _adopt(record, version, index)
+            move = Move(self._tools, record, order.change, planned=order.planned, cause=order.cause)
             try:
                 done = await move.run()
             except SharedLogError as error:
                 # A plan that can't be made is no trouble for a log that goes on as it is.
-                if move.sealing or not planned:
+                if move.sealing or not order.planned:
                     self._note_trouble(record, error)
                 raise
-            adopted_other = done is not None and done.adopted and change != _AS_IT_IS
-            if done is not None and not (adopted_other and segment_index is None):
+            finally:
+                steps |= {"base": record.open_segment.base, **move.steps}
+            adopted_other = done is not None and done.adopted and order.change != _AS_IT_IS
+            if done is not None and not (adopted_other and index is None):
                 return done
-        raise LogUnavailable(f"log {name}: its chain moves faster than it can be changed")
+        raise LogUnavailable(f"log {order.name}: its chain moves faster than it can be changed")
+
+    def _tell(
+        self, order: _Order, outcome: str, begun_s: float, steps: Mapping[str, object]
+    ) -> None:
+        seconds = self._clock.monotonic_s() - begun_s
+        self._metrics.count(order.kind, order.cause, outcome, seconds)
+        trouble = self._troubles.get(order.name)
+        again = "error" in steps and trouble is not None and trouble.attempts > 1
+        fields = {
+            "log": order.name,
+            "outcome": outcome,
+            "kind": order.kind,
+            "cause": str(order.cause),
+            "reason": order.reason,
+            "ms": round(seconds * 1_000, 2),
+            **steps,
+        }
+        log.log(logging.DEBUG if again else logging.INFO, "reconfiguration.done", extra=fields)
 
     def _note_trouble(self, record: LogRecord, error: SharedLogError) -> None:
         if isinstance(error, InvalidArgument | LogNotFound):

@@ -78,6 +78,7 @@ class SealedSegment:
     ending: EndSegment
     seal_ms: float
     repair_ms: float
+    sealed: tuple[NodeId, ...]  # whose answers were counted on
 
 
 class SegmentSealer:
@@ -157,6 +158,7 @@ class _Attempt:
         self._sealed_s: float | None = None  # when the tail was found
         self._grace_until_s: float | None = None  # from the first answer that suffices
         self._heard = asyncio.Event()
+        self._sealed: set[int] = set()  # servers that have answered
         self._asked: dict[int, asyncio.Task[None]] = {}
         self._silences: Counter[int] = Counter()  # of a source, since it last gave something
         self._pauses = Backoff(random, min_s=_RETRY_MIN_S, max_s=_RETRY_MAX_S)
@@ -169,6 +171,7 @@ class _Attempt:
             ending=ending,
             seal_ms=(sealed_s - self._begun_s) * 1_000,
             repair_ms=(now_s - sealed_s) * 1_000,
+            sealed=tuple(self._core.servers[it].node_id for it in sorted(self._sealed)),
         )
 
     async def run(self) -> EndSegment | StopAttempt:
@@ -236,6 +239,7 @@ class _Attempt:
                 await self._clock.sleep(pauses.next_s())
                 continue
             self._core.on_sealed(server, answer)
+            self._sealed.add(server)
             self._heard.set()
             return
 

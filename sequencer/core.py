@@ -186,6 +186,10 @@ class LogletSequencer:
             if acked < self.committed_tail and not self._in_step[replica]
         ]
 
+    def lacks(self, replica: int) -> int:
+        """Committed records that the replica is not known to hold."""
+        return max(0, self.committed_tail - self._acked[replica])
+
     def on_append(
         self,
         header: BatchHeader,

@@ -82,7 +82,6 @@ class ReplicaLink:
         self._random = random
         self._config = config
         self._listener = listener
-        self._backlog_gauge = metrics.replica_backlog_bytes.labels(replica.node_id)
         self._up_gauge = metrics.replica_up.labels(replica.node_id)
         self._wake = asyncio.Event()
         self._opens: list[OpenLoglet] = []
@@ -91,6 +90,9 @@ class ReplicaLink:
         self._batches: deque[bytes] = deque()
         # Invariant: the sum of the sizes in `_unacked`, sent or not; bounded by replica_bytes_max.
         self._backlog_bytes = 0
+        metrics.replica_backlog_bytes.labels(replica.node_id).set_function(
+            lambda: self._backlog_bytes
+        )
         self._unacked: dict[LogletId, deque[tuple[Offset, int]]] = {}
         self._room_wanted = False
         # When the server last said something, or began to owe an answer; None: it owes nothing.
@@ -278,7 +280,6 @@ class ReplicaLink:
             del self._unacked[loglet]
 
     def _check_room(self) -> None:
-        self._backlog_gauge.set(self._backlog_bytes)
         if self._room_wanted and self._backlog_bytes <= self._config.replica_bytes_max // 2:
             self._room_wanted = False
             self._listener.on_link_room(self)
@@ -295,7 +296,6 @@ class ReplicaLink:
         self._backlog_bytes = 0
         self._room_wanted = False
         self._owes_since_s = None
-        self._backlog_gauge.set(0)
         self._up_gauge.set(0)
         if self.up:
             self.up = False

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from sequencer.standing import Standing
 
 _LATENCY_BUCKETS_S = (
     *(0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075),
@@ -31,7 +37,7 @@ class SequencerMetrics:
         )
         self.commit_seconds = Histogram(
             "sharedlog_sequencer_commit_seconds",
-            "From the admission of a batch to its write quorum, in seconds",
+            "From the admission of a batch to its write quorum and acknowledgement, in seconds",
             buckets=_LATENCY_BUCKETS_S,
             registry=registry,
         )
@@ -70,6 +76,12 @@ class SequencerMetrics:
             registry=registry,
         )
         self._add_moves_and_producers(registry)
+        self._stands = _Stands()
+        registry.register(self._stands)
+
+    def watch(self, stands: Callable[[], Standing]) -> None:
+        """Where those gauges take their values from that are looked up when they are asked for."""
+        self._stands.look = stands
 
     def _add_moves_and_producers(self, registry: CollectorRegistry) -> None:
         self.repeated = Counter(
@@ -110,3 +122,54 @@ class SequencerMetrics:
             "have moved",
             registry=registry,
         )
+
+
+class _Stands(Collector):
+    """How the logs stand: one look for all of these gauges."""
+
+    def __init__(self) -> None:
+        self.look: Callable[[], Standing] = Standing
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """Names without values, for the registry."""
+        return self._families(Standing())
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """As of now."""
+        return self._families(self.look())
+
+    @staticmethod
+    def _families(found: Standing) -> Iterator[GaugeMetricFamily]:
+        alone = {
+            "logs": ("Logs that this process orders", found.logs),
+            "held_logs": (
+                "Logs that admit no appends now: about to be moved, sealed, or being taken over",
+                found.held,
+            ),
+            "tail_lag_records": (
+                "Records that have offsets and are not committed yet",
+                found.tail_lag_records,
+            ),
+            "tail_lag_seconds": (
+                "How long the oldest batch has waited for its write quorum; 0: nothing waits",
+                found.oldest_s,
+            ),
+        }
+        for name, (text, value) in alone.items():
+            yield GaugeMetricFamily(f"sharedlog_sequencer_{name}", text, value=value)
+        logs, records, size = (
+            GaugeMetricFamily(f"sharedlog_sequencer_{name}", text, labels=["node"])
+            for name, text in (
+                ("replica_lagging_logs", "Logs that skip a log server; node: its name"),
+                (
+                    "replica_lag_records",
+                    "Committed records that a skipped log server lacks; node: its name",
+                ),
+                ("replica_lag_bytes", "Bytes of those records, by guess; node: its name"),
+            )
+        )
+        for node, lag in sorted(found.lags.items()):
+            logs.add_metric([node], lag.logs)
+            records.add_metric([node], lag.records)
+            size.add_metric([node], lag.bytes)
+        yield from (logs, records, size)

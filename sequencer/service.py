@@ -49,6 +49,7 @@ from sequencer.opening import Claim, Openings, producer_of
 from sequencer.producers import REMEMBERED_MAX, IdleProducers, ProducerTable, Remembered
 from sequencer.replication import Replication
 from sequencer.session import AppendSession, SessionSlot, SessionStream
+from sequencer.standing import stand
 from sequencer.state import CHECKPOINT
 from sequencer.state_recovery import StateRecovery
 from sequencer.watch import Watch
@@ -168,9 +169,8 @@ class Sequencer:
             metrics=metrics,
             latest=self._chains.latest,
         )
-        self._moved = 0
-        self._draining = False
-        self._stopped = False
+        self._moved, self._draining, self._stopped = 0, False, False
+        metrics.watch(lambda: stand(self._active.values(), clock.monotonic_s()))
 
     async def run(self) -> None:
         """Own the links' tasks, until cancelled; what is in flight then is indefinite."""

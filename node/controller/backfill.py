@@ -70,6 +70,7 @@ class Mended:
 
     upto: Offset  # [base or the asked start, upto) was looked at
     complete: bool = False  # every replica holds all of it
+    lacking: int = 0  # copies of records that are not there, or nobody answers for
     away: tuple[NodeId, ...] = ()  # replicas that did not answer, and may come back
     lost: tuple[NodeId, ...] = ()  # replicas whose stores will not
     nobody: tuple[Range, ...] = ()  # what none of those that answered can give
@@ -368,8 +369,10 @@ def _judge(look: _Look, holdings: Sequence[Holding], *, sealed: bool) -> Mended:
         if holding.answered
     ]
     nobody = nobody_has(holdings, look.want)
+    silent = sum(not holding.answered for holding in holdings)
     return Mended(
         upto=look.committed,
+        lacking=sum(map(size, missing)) + silent * size(look.want),
         complete=all(holding.answered for _, holding in pairs) and not any(missing),
         away=tuple(it.node_id for it, held in pairs if not held.answered and not held.lost),
         lost=tuple(it.node_id for it, held in pairs if not held.answered and held.lost),

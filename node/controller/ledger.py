@@ -34,7 +34,8 @@ class Ledger:
         self._closed: dict[LogId, dict[int, _Seen]] = {}
         self._open: dict[LogletId, Offset] = {}  # complete below it, on all replicas
         self._nobody: dict[LogId, dict[int, tuple[Range, ...]]] = {}
-        self._incomplete: set[LogletId] = set()
+        self._incomplete: dict[LogletId, int] = {}  # copies of records that each lacks
+        self._lacking_records = 0  # Invariant: the sum of those
 
     def is_due(
         self, record: LogRecord, segment: Segment, is_back: Callable[[Replica], bool]
@@ -56,9 +57,10 @@ class Ledger:
         self._open.pop(record.loglet(segment), None)
         self._note_loss(record.log_id, segment.index, () if mended.away else mended.nobody)
         loglet = record.loglet(segment)
-        self._incomplete.discard(loglet)
+        self._lacking_records -= self._incomplete.pop(loglet, 0)
         if not mended.complete:
-            self._incomplete.add(loglet)
+            self._incomplete[loglet] = mended.lacking
+            self._lacking_records += mended.lacking
         absent = frozenset((*mended.away, *mended.lost))
         if not mended.errors and (mended.complete or absent or mended.nobody):
             seen = _Seen(segment.nodeset, absent or _NOBODY)
@@ -88,9 +90,15 @@ class Ledger:
         """Closed segments of which some replica, when last looked at, lacked something."""
         return len(self._incomplete)
 
+    @property
+    def lacking_records(self) -> int:
+        """Copies of records that those lacked, or that nobody answered for."""
+        return self._lacking_records
+
     def forget_all(self) -> None:
         """Everything is due again."""
         self._closed.clear()
         self._open.clear()
         self._nobody.clear()
         self._incomplete.clear()
+        self._lacking_records = 0

@@ -68,6 +68,11 @@ class Pool(Generic[Key]):
         """Nothing waits and nothing is being done; pauses after failures may run."""
         return not self._known and not self._running
 
+    @property
+    def waiting(self) -> int:
+        """Keys that wait for a worker, are with one, or sit out a pause after a failure."""
+        return len(self._known | self._running | self._failed.keys())
+
     def offer(self, key: Key) -> None:
         """Have the key worked on, unless it is about to be."""
         if key in self._running:

@@ -104,8 +104,7 @@ class Controller:
             log.exception("controller.bug", extra={"what": "term"})
         finally:
             self._term = None
-            self._metrics.leads.set(0)
-            self._metrics.segments_lacking.set(0)
+            self._metrics.resigned()
         log.info("controller.ends", extra=fields)
 
     async def _renew(self) -> None:

@@ -192,6 +192,7 @@ class Tending:
             )
         self._ledger.on_mended(record, segment, mended)
         self._metrics.segments_lacking.set(self._ledger.lacking)
+        self._metrics.records_lacking.set(self._ledger.lacking_records)
         _report(record, segment, mended)
         if mended.errors and not visit.problem:
             visit.problem = f"{_subject(record, segment)}: {mended.errors[0]}"

@@ -36,6 +36,7 @@ from metadata.records import (
 from metadata.removal import declare_gone
 from metadata.store import MetadataStore, Version
 from metadata.view import ClusterView
+from node.causes import Cause
 from node.controller.config import ControllerConfig
 from node.controller.core import (
     Health,
@@ -54,6 +55,7 @@ from node.controller.core import (
 from node.controller.heartbeats import Heartbeats
 from node.controller.index import SegmentIndex
 from node.controller.ledger import Ledger
+from node.controller.metrics import ControllerMetrics
 from node.controller.open_looks import OpenLooks
 from node.controller.pool import RETRY_MAX_S, Pool
 from node.controller.tend import Tending
@@ -115,8 +117,10 @@ class Term:
         clock: Clock,
         random: Random,
         config: ControllerConfig,
+        metrics: ControllerMetrics,
     ) -> None:
         self._view = view
+        self._metrics = metrics
         self._store = store
         self._failover = failover
         self._reconfigurer = reconfigurer
@@ -155,6 +159,14 @@ class Term:
         self._sweeps = self._pool("sweep", self._sweep, 1)
         self._forwards = self._pool("forward", self._roll_forward, _REPLACES_AT_ONCE)
         self._balances = self._pool("balance", self._balance, 1)
+        self._pools = {
+            "failover": self._failovers,
+            "replace": self._replaces,
+            "tend": self._tends,
+            "sweep": self._sweeps,
+            "forward": self._forwards,
+            "balance": self._balances,
+        }
 
     def _pool(
         self,
@@ -235,15 +247,9 @@ class Term:
         for name, sealed in self._sealed.items():
             if sealed.due_s <= picture.now_s:
                 self._forwards.offer(name)
-        for pool in (
-            self._failovers,
-            self._replaces,
-            self._tends,
-            self._sweeps,
-            self._forwards,
-            self._balances,
-        ):
+        for pool in self._pools.values():
             pool.retry_due()
+        self._metrics.waiting({what: pool.waiting for what, pool in self._pools.items()})
         self._offer_move(picture)
         if picture.now_s >= self._next_sweep_s:
             self._next_sweep_s = picture.now_s + self._jitter(self._config.sweep_every_s)
@@ -365,7 +371,11 @@ class Term:
         kind = "drain" if roll.for_drain else "replace"
         with self._board.doing(kind, f"log {name}", reason):
             done = await self._reconfigurer.reconfigure(
-                name, change, reason=reason, segment_index=segment.index
+                name,
+                change,
+                reason=reason,
+                cause=Cause.DRAIN if roll.for_drain else Cause.REPLACE,
+                segment_index=segment.index,
             )
         self._index.learn(done.record, done.version)
 
@@ -404,7 +414,11 @@ class Term:
             reason = "its open segment is sealed, and nobody has ended it"
             with self._board.doing("failover", f"log {name}", reason):
                 done = await self._reconfigurer.reconfigure(
-                    name, reason=reason, segment_index=sealed.index, planned=False
+                    name,
+                    reason=reason,
+                    cause=Cause.SEALED,
+                    segment_index=sealed.index,
+                    planned=False,
                 )
             self._index.learn(done.record, done.version)
         if self._sealed.get(name) is sealed:
@@ -420,7 +434,11 @@ class Term:
             return
         # Its copies stay where they are, unless a place for one is needed at the target.
         done = await self._reconfigurer.reconfigure(
-            name, Change(sequencer=move.target), reason=move.reason, segment_index=segment.index
+            name,
+            Change(sequencer=move.target),
+            reason=move.reason,
+            cause=Cause.BALANCE,
+            segment_index=segment.index,
         )
         self._index.learn(done.record, done.version)
         self._wake.set()

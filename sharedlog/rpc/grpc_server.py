@@ -14,6 +14,7 @@ from typing import Any, Generic
 import grpc
 
 from sharedlog.errors import SharedLogError, Unreachable
+from sharedlog.rpc.caller import set_caller
 from sharedlog.rpc.errors import ERROR_METADATA_KEY, error_to_proto
 from sharedlog.rpc.grpc_client import CHANNEL_OPTIONS
 from sharedlog.rpc.transport import CallHandler, Method, Req, Resp, StreamHandler, decode
@@ -42,6 +43,8 @@ class GrpcServer:
         """See `Server.add_call`."""
 
         async def serve(raw: bytes, context: _Context) -> bytes | None:
+            set_caller(context.peer)
+
             async def run() -> bytes:
                 request = decode(raw, method.decode_request, method.path)
                 return method.encode_response(await handler(request))
@@ -54,6 +57,8 @@ class GrpcServer:
         """See `Server.add_stream`."""
 
         async def serve(_: object, context: _Context) -> None:
+            set_caller(context.peer)
+
             async def run() -> None:
                 stream: GrpcServerStream[Resp, Req] = GrpcServerStream(context, method)
                 await handler(stream)
@@ -104,11 +109,15 @@ class GrpcServerStream(Generic[Resp, Req]):
     def __init__(self, context: _Context, method: Method[Req, Resp]) -> None:
         self._context = context
         self._method = method
+        self.received_bytes = 0  # of messages, as they came
+        self.sent_bytes = 0  # likewise, those that were handed to the transport
 
     async def send(self, message: Resp) -> None:
         """See `Stream.send`."""
+        raw = self._method.encode_response(message)
+        self.sent_bytes += len(raw)
         try:
-            await self._context.write(self._method.encode_response(message))
+            await self._context.write(raw)
         except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
             raise Unreachable("the client went away") from error
 
@@ -117,6 +126,7 @@ class GrpcServerStream(Generic[Resp, Req]):
         raw: Any = await self._context.read()
         if raw is grpc.aio.EOF:
             return None
+        self.received_bytes += len(raw)
         return decode(raw, self._method.decode_request, self._method.path)
 
 

@@ -20,6 +20,7 @@ from metadata.reconfiguration import Change
 from metadata.records import LogRecord, NodeRecord, Replica, Segment
 from metadata.store import ABSENT
 from metadata.view import ClusterView
+from node.causes import Cause
 from node.controller.work import WorkBoard
 from node.failover import Failover
 from node.liveness import Liveness
@@ -142,6 +143,7 @@ class FakeReconfigurer:
         change: Change = Change(),  # noqa: B008  frozen
         *,
         reason: str,
+        cause: Cause = Cause.OTHER,
         segment_index: int | None = None,
         planned: bool = True,
     ) -> Reconfigured:

@@ -80,7 +80,7 @@ def test_a_killed_node_that_held_the_log_costs_no_time() -> None:
             assert {it.node_id for it in done.opened.nodeset} == {"n2", "n3", "n4"}
             assert world.held("n3")[-1] == (4, 5)
             assert value(mover, "sharedlog_node_repaired_records_total") == 1
-            labels = {"kind": "unplanned", "outcome": "won"}
+            labels = {"kind": "unplanned", "cause": "other", "outcome": "won"}
             assert value(mover, "sharedlog_node_reconfigurations_total", **labels) == 1
 
     run_in(world, main)
@@ -190,7 +190,7 @@ def test_unrepairable_is_said_and_remembered() -> None:
                     await mover.reconfigurer.reconfigure(NAME, reason="test", planned=False)
             trouble = mover.reconfigurer.troubles()[NAME]
             assert (trouble.unrepairable, trouble.attempts, trouble.segment_index) == (True, 2, 0)
-            labels = {"kind": "unplanned", "outcome": "unrepairable"}
+            labels = {"kind": "unplanned", "cause": "other", "outcome": "unrepairable"}
             assert value(mover, "sharedlog_node_reconfigurations_total", **labels) == 2
 
     run_in(world, main)
@@ -532,9 +532,37 @@ def test_one_canonical_line_tells_of_a_segment_that_was_ended(
 
     with caplog.at_level(logging.INFO, logger="node"):
         run_in(world, main)
-    (line,) = [it for it in caplog.records if it.message == "log.reconfigured"]
+    (line,) = [it for it in caplog.records if it.message == "reconfiguration.done"]
     fields = line.__dict__
-    assert (fields["log"], fields["index"], fields["base"], fields["end"]) == (NAME, 0, 0, 3)
-    assert (fields["reason"], fields["repaired_records"]) == ("drill", 1)
-    for name in ("sequencer", "nodeset", "seal_ms", "repair_ms", "cas_ms", "pause_ms"):
+    assert (fields["log"], fields["outcome"], fields["kind"]) == (NAME, "won", "unplanned")
+    assert (fields["segment"], fields["to_segment"]) == (0, 1)
+    assert (fields["base"], fields["end"], fields["tail"]) == (0, 3, 3)
+    assert (fields["reason"], fields["cause"], fields["repaired_records"]) == ("drill", "other", 1)
+    assert fields["sealed"] == ["n1", "n2"]
+    steps = ("hold_ms", "seal_ms", "repair_ms", "cas_ms", "pause_ms", "ms")
+    for name in ("sequencer", "nodeset", "ended_nodeset", *steps):
         assert name in fields
+
+
+def test_a_failure_is_told_by_the_same_line_and_not_again_and_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The first at info, with what had been done by then; those that follow at debug."""
+    world = MoverWorld(26)
+    world.put_log()
+
+    async def main() -> None:
+        await fill(world, n1=3, n2=3)
+        await world.wipe("n2")
+        await world.wipe("n3")
+        async with world.mover("n4") as mover:
+            for _ in range(3):
+                with pytest.raises(Unrepairable):
+                    await mover.reconfigurer.reconfigure(NAME, reason="drill", planned=False)
+
+    with caplog.at_level(logging.DEBUG, logger="node"):
+        run_in(world, main)
+    lines = [it for it in caplog.records if it.message == "reconfiguration.done"]
+    assert [it.levelname for it in lines] == ["INFO", "DEBUG", "DEBUG"]
+    assert [it.__dict__["outcome"] for it in lines] == ["unrepairable"] * 3
+    assert "accept-loss" in lines[0].__dict__["error"]

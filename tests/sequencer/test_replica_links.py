@@ -120,8 +120,8 @@ class Bench:
         batch = encode_records([(bytes(size), None, None)])
         return (await self.sequencer.append(self.record, batch, timeout_s=10)).first
 
-    def metric(self, name: str) -> float:
-        found = self.registry.get_sample_value(f"sharedlog_sequencer_{name}", {"node": "n3"})
+    def metric(self, name: str, node: str = "n3") -> float:
+        found = self.registry.get_sample_value(f"sharedlog_sequencer_{name}", {"node": node})
         return found or 0.0
 
 
@@ -179,6 +179,26 @@ async def test_a_full_server_is_not_tried_again_with_every_append() -> None:
         assert bench.metric("replica_skips_total") == 1
         assert len(bench.servers[2].batches()) == handed_over
         assert sum(len(request.opens) for request in bench.servers[2].requests) == opens
+
+
+async def test_what_a_skipped_server_lacks_is_measured() -> None:
+    """Field note 31: records and bytes below the committed tail that one replica lacks, by its
+    node; what is merely on its way is backlog, and no lack."""
+    config = SequencerConfig(replica_bytes_max=BATCH_BYTES_MAX, silence_max_s=60.0)
+    async with running(config) as bench:
+        await all_up(bench)
+        assert bench.metric("replica_lag_records") == 0
+        bench.servers[2].mode = "mute"
+        for _ in range(8):
+            await bench.append(MIB)
+        assert bench.metric("replica_backlog_bytes") >= MIB
+        assert bench.metric("replica_lagging_logs") == 1
+        assert bench.metric("replica_lag_records") == 8
+        # By the mean size: one of the nine records was small.
+        assert 7 * MIB < bench.metric("replica_lag_bytes") < 8 * MIB
+        assert bench.metric("replica_lag_bytes", node="n1") == 0
+        for name, value in {"logs": 1, "held_logs": 0, "tail_lag_records": 0}.items():
+            assert bench.registry.get_sample_value(f"sharedlog_sequencer_{name}") == value
 
 
 async def test_a_server_that_comes_back_is_told_the_tail_although_nobody_appends() -> None:

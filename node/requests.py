@@ -1,0 +1,212 @@
+"""What is counted of public requests, and the one line that tells of each.
+
+`Requests` is a `Server` before the port's: it adds every method there, those of the public services
+with a handler around it that counts, takes the time, and writes a line, `request.done`. What a
+handler knows and nobody else does (which log, which offsets) it adds by `note`. Nothing is done per
+record, and what only the line needs is looked up when there is one.
+
+Which requests have a line is the setting `request_log`: all, none, or those that were slow. A call
+is slow if it took `slow_request_s`; a stream if its first answer did: how long it stays open is its
+client's affair, and a read that follows may have nothing to send for long.
+
+Calls of a node to itself, and what nodes ask of each other's log servers, are none of this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, Final, Generic
+
+from google.protobuf.message import Message
+
+from node.config import RequestLog
+from node.metrics import RequestMetrics
+from sharedlog.clock import Clock
+from sharedlog.errors import SharedLogError
+from sharedlog.rpc.caller import caller
+from sharedlog.rpc.grpc_server import GrpcServerStream
+from sharedlog.rpc.methods import PING
+from sharedlog.rpc.transport import (
+    CallHandler,
+    Method,
+    Req,
+    Resp,
+    Server,
+    ServerStream,
+    StreamHandler,
+)
+from sharedlog.v1 import log_pb2
+
+log = logging.getLogger("node.requests")
+
+PUBLIC: Final = frozenset(
+    f"{name}Service"
+    for name in ("Log", "Cluster", "Namespace", "Cursor", "Admin", "Archive", "History")
+)
+_QUIET: Final = frozenset((PING.path,))
+_NAMES: Final = ("log", "name", "prefix")
+"""Fields of requests that say what a call is about; the first that there is."""
+
+_NOTES: ContextVar[dict[str, object] | None] = ContextVar("notes", default=None)
+
+
+def note(**fields: object) -> None:
+    """Add to the line of the request that is being served; nothing outside of one."""
+    notes = _NOTES.get()
+    if notes is not None:
+        notes.update(fields)
+
+
+class Requests:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        server: Server,
+        *,
+        clock: Clock,
+        metrics: RequestMetrics,
+        written: RequestLog,
+        slow_s: float,
+    ) -> None:
+        self._server = server
+        self._clock = clock
+        self._metrics = metrics
+        self._slow_s = {"off": float("inf"), "slow": slow_s, "all": 0.0}[written]
+
+    def add_call(self, method: Method[Req, Resp], handler: CallHandler[Req, Resp]) -> None:
+        """See `Server.add_call`."""
+        if not _is_public(method):
+            self._server.add_call(method, handler)
+            return
+        name, clock = _name_of(method), self._clock
+        took: list[Callable[[float], None]] = []  # made with the first call: most see none
+
+        async def serve(request: Req) -> Resp:
+            notes: dict[str, object] = {}
+            _NOTES.set(notes)
+            begun_s = clock.monotonic_s()
+            outcome = "failed"
+            try:
+                answer = await handler(request)
+                outcome = "ok"
+                return answer
+            except (SharedLogError, asyncio.CancelledError) as error:
+                outcome = _outcome(error)
+                raise
+            finally:
+                seconds = clock.monotonic_s() - begun_s
+                if not took:
+                    took.append(self._metrics.timer(name))
+                took[0](seconds)
+                self._metrics.count(name, outcome)
+                if seconds >= self._slow_s:
+                    self._tell(name, outcome, seconds, {**_about(request), **notes})
+
+        self._server.add_call(method, serve)
+
+    def add_stream(self, method: Method[Req, Resp], handler: StreamHandler[Resp, Req]) -> None:
+        """See `Server.add_stream`."""
+        if not _is_public(method):
+            self._server.add_stream(method, handler)
+            return
+        name, clock = _name_of(method), self._clock
+
+        async def serve(stream: ServerStream[Resp, Req]) -> None:
+            notes: dict[str, object] = {}
+            _NOTES.set(notes)
+            begun_s = clock.monotonic_s()
+            watched = _Watched(stream, clock)
+            outcome = "failed"
+            try:
+                await handler(watched)
+                outcome = "ok"
+            except (SharedLogError, asyncio.CancelledError) as error:
+                outcome = _outcome(error)
+                raise
+            finally:
+                self._metrics.count(name, outcome)
+                now_s = clock.monotonic_s()
+                first_s = (watched.first_s or now_s) - begun_s
+                waits = "follow" in notes  # for what is not there yet
+                if first_s >= self._slow_s and not (waits and self._slow_s):
+                    told = watched.told() | {"first_ms": round(first_s * 1_000, 2)}
+                    self._tell(name, outcome, now_s - begun_s, told | notes)
+
+        self._server.add_stream(method, serve)
+
+    def _tell(self, method: str, outcome: str, seconds: float, fields: dict[str, object]) -> None:
+        known: dict[str, object] = {"method": method, "outcome": outcome, "peer": caller()}
+        log.info("request.done", extra={**known, "ms": round(seconds * 1_000, 2), **fields})
+
+
+class _Watched(Generic[Resp, Req]):
+    """A stream of which is known when it first answered and, of append sessions, what."""
+
+    __slots__ = ("_clock", "_stream", "batches", "first_offset", "first_s", "last_offset")
+
+    def __init__(self, stream: ServerStream[Resp, Req], clock: Clock) -> None:
+        self._stream = stream
+        self._clock = clock
+        self.first_s: float | None = None
+        self.batches = 0
+        self.first_offset: int | None = None
+        self.last_offset: int | None = None  # the first one of the last batch
+
+    async def send(self, message: Resp) -> None:
+        """See `Stream.send`."""
+        if self.first_s is None:
+            self.first_s = self._clock.monotonic_s()
+        elif isinstance(message, log_pb2.AppendSessionResponse):
+            self._count(message)
+        await self._stream.send(message)
+
+    async def receive(self) -> Req | None:
+        """See `Stream.receive`."""
+        return await self._stream.receive()
+
+    def _count(self, message: log_pb2.AppendSessionResponse) -> None:
+        results = message.results
+        if not results:
+            return
+        self.batches += len(results)
+        if not results[-1].HasField("error"):
+            self.last_offset = results[-1].first_offset
+        if self.first_offset is None and not results[0].HasField("error"):
+            self.first_offset = results[0].first_offset
+
+    def told(self) -> dict[str, object]:
+        """What is known of it, for the line."""
+        told: dict[str, object] = {}
+        if self.batches:
+            told |= {"batches": self.batches, "first": self.first_offset, "last": self.last_offset}
+        if isinstance(self._stream, GrpcServerStream):
+            told |= {"bytes_in": self._stream.received_bytes, "bytes_out": self._stream.sent_bytes}
+        return told
+
+
+def _is_public(method: Method[Any, Any]) -> bool:
+    service = method.path.split("/")[1].rpartition(".")[2]
+    return service in PUBLIC and method.path not in _QUIET
+
+
+def _name_of(method: Method[Any, Any]) -> str:
+    """E.g. LogService/Append."""
+    return method.path.rpartition(".")[2]
+
+
+def _outcome(error: BaseException) -> str:
+    return "cancelled" if isinstance(error, asyncio.CancelledError) else type(error).__name__
+
+
+def _about(request: object) -> dict[str, object]:
+    """What a call is about, and how large it was."""
+    if not isinstance(request, Message):
+        return {}
+    fields = request.DESCRIPTOR.fields_by_name
+    named = next((name for name in _NAMES if name in fields), None)
+    about: dict[str, object] = {} if named is None else {"log": getattr(request, named)}
+    return about | {"bytes_in": request.ByteSize()}
