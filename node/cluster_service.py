@@ -23,6 +23,7 @@ from node.controller.index import SegmentIndex
 from node.controller.service import Controller
 from node.controller.work import WorkBoard
 from node.peers import Peers, in_parallel
+from node.problem_codes import ProblemCode
 from node.problems import (
     ERROR,
     Found,
@@ -161,7 +162,10 @@ class LocalReport:
         """Logs that this node tried to reconfigure and could not."""
         troubles = sorted(self._troubles().values(), key=lambda it: it.since_ms)
         return [
-            problem_of(ERROR, f"log {it.log}", trouble_of(it)) for it in troubles[:TROUBLES_MAX]
+            problem_of(
+                ERROR, f"log {it.log}", trouble_of(it), code=ProblemCode.RECONFIGURATION_FAILED
+            )
+            for it in troubles[:TROUBLES_MAX]
         ]
 
 
@@ -234,9 +238,11 @@ class ClusterReport:
         problems = []
         if not self._view.connected:
             text = "does not answer; appends and reads go on, new logs and reconfigurations wait"
-            problems.append(problem_of(ERROR, "metadata store", text))
+            code = ProblemCode.METADATA_AWAY
+            problems.append(problem_of(ERROR, "metadata store", text, code=code))
         for key, error in sorted(self._view.damaged.items()):
-            problems.append(problem_of(ERROR, f"metadata {key}", str(error)))
+            code = ProblemCode.METADATA_DAMAGED
+            problems.append(problem_of(ERROR, f"metadata {key}", str(error), code=code))
         return problems
 
     async def _known_tails(

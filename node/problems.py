@@ -16,6 +16,7 @@ from metadata.records import STATE_DATA_LOSS, STATE_GONE, LogRecord, NodeRecord,
 from node.controller.index import SegmentIndex, Store
 from node.coverage import Range
 from node.peers import own_status
+from node.problem_codes import ProblemCode as Code
 from node.reconfigure import Trouble
 from sharedlog.errors import SharedLogError
 from sharedlog.ids import NodeId, SequencerId, StorageId
@@ -91,19 +92,20 @@ class Found:
         needed = node.state != STATE_GONE  # otherwise nothing names it: it may well be switched off
         if isinstance(answer, SharedLogError):
             if needed:
-                self._problems.append(problem_of(ERROR, subject, f"is down: {answer}"))
+                text = f"is down: {answer}"
+                self._problems.append(problem_of(ERROR, subject, text, code=Code.NODE_DOWN))
             return _dead(node, str(answer))
         status = own_status(answer)
         if status.node_id != node.node_id:
             text = f"at {node.address} answers {status.node_id or 'somebody else'}"
             if needed:
-                self._problems.append(problem_of(ERROR, subject, text))
+                self._problems.append(problem_of(ERROR, subject, text, code=Code.WRONG_NODE))
             return _dead(node, text)
         self.generations[node.node_id] = status.generation
         self.stores[node.node_id] = StorageId(status.storage_id)
         if status.read_only:
             text = "takes no stores: its disk, or its store's limit, is full"
-            self._problems.append(problem_of(ERROR, subject, text))
+            self._problems.append(problem_of(ERROR, subject, text, code=Code.STORE_FULL))
         for it in answer.logs:
             if it.under_replicated_on:
                 self.lagging.setdefault(it.log_id, set()).update(it.under_replicated_on)
@@ -123,12 +125,13 @@ class Found:
             text = f"{controller} holds its lease and does not answer" if controller else ""
             text = text or "no node holds its lease"
             text += "; another one takes over in a few seconds"
-            found.append(problem_of(WARNING, "controller", text))
+            found.append(problem_of(WARNING, "controller", text, code=Code.NO_CONTROLLER))
         waiting = {  # once, if several nodes wait for the same
             (it.subject, it.kind): it for it in self.work if it.message.startswith(WAITS)
         }
         found += [
-            problem_of(WARNING, it.subject, f"{it.kind} {it.message}") for it in waiting.values()
+            problem_of(WARNING, it.subject, f"{it.kind} {it.message}", code=Code.WORK_WAITS)
+            for it in waiting.values()
         ]
         return found
 
@@ -212,19 +215,21 @@ def judge(
     if unrepairable:
         stopped = not standing.takes_appends
         text = "takes no appends and is unrepairable: " if stopped else "has lost records: "
-        problems.append(problem_of(ERROR, subject, text + unrepairable))
+        code = Code.UNREPAIRABLE if stopped else Code.RECORDS_LOST
+        problems.append(problem_of(ERROR, subject, text + unrepairable, code=code))
     elif not standing.takes_appends:
         text = f"takes no appends: {_why_stopped(record, found, standing)}"
-        problems.append(problem_of(ERROR, subject, text))
+        problems.append(problem_of(ERROR, subject, text, code=Code.NO_APPENDS))
     if standing.away or lagging:
         words = [f"{name} is away" for name in standing.away]
         words += [f"{name} lags" for name in lagging]
         text = f"has fewer than {record.replicas} copies: {', '.join(words)}"
-        problems.append(problem_of(WARNING, subject, text))
+        problems.append(problem_of(WARNING, subject, text, code=Code.UNDER_REPLICATED))
     if closed:
         text = f"{closed} of its closed segments {'has' if closed == 1 else 'have'} a copy on a "
         text += "log server that is away or lost"
-        problems.append(problem_of(WARNING, subject, text))
+        code = Code.HISTORY_UNDER_REPLICATED
+        problems.append(problem_of(WARNING, subject, text, code=code))
     return problems
 
 
@@ -271,12 +276,13 @@ def store_problems(found: Found) -> list[cluster_pb2.Problem]:
         have = f"{count} {'segment has' if count == 1 else 'segments have'} a copy on"
         if node.storage_id != storage_id:
             text = f"serves another store than {storage_id[:8]}…, which {have}: was its disk wiped?"
+            code = Code.STORE_REPLACED
         elif node.state in {STATE_DATA_LOSS, STATE_GONE}:
             said = "declared lost" if node.state == STATE_DATA_LOSS else "removed"
-            text = f"its store, which {have}, was {said}"
+            text, code = f"its store, which {have}, was {said}", Code.STORE_LOST
         else:
             continue
-        problems.append(problem_of(ERROR, f"node {node_id}", text))
+        problems.append(problem_of(ERROR, f"node {node_id}", text, code=code))
     return problems
 
 
@@ -305,15 +311,16 @@ def log_problems(problems: Sequence[cluster_pb2.Problem]) -> list[cluster_pb2.Pr
     told = ordered[:LOG_PROBLEMS_MAX]
     if len(ordered) > len(told):
         rest = ordered[LOG_PROBLEMS_MAX:]
-        told.append(problem_of(rest[0].severity, "logs", f"{len(rest):,} more problems like these"))
+        text = f"{len(rest):,} more problems like these"
+        told.append(problem_of(rest[0].severity, "logs", text, code=Code.MORE_PROBLEMS))
     return told
 
 
 def problem_of(
-    severity: cluster_pb2.Problem.Severity.ValueType, subject: str, message: str
+    severity: cluster_pb2.Problem.Severity.ValueType, subject: str, message: str, *, code: Code
 ) -> cluster_pb2.Problem:
     """A problem as a message."""
-    return cluster_pb2.Problem(severity=severity, subject=subject, message=message)
+    return cluster_pb2.Problem(severity=severity, subject=subject, message=message, code=code)
 
 
 def _dead(node: NodeRecord, error: str) -> cluster_pb2.NodeStatus:

@@ -147,10 +147,11 @@ def _print_problems(problems: list[Json]) -> None:
         print_line(Cell("no problems", GOOD))
         return
     print_table(
-        [Column("PROBLEM"), Column("OF"), Column("WHAT")],
+        [Column("PROBLEM"), Column("CODE"), Column("OF"), Column("WHAT")],
         [
             [
                 Cell(problem["severity"], BAD if problem["severity"] == "error" else WARNING),
+                problem["code"] or "",
                 problem["subject"],
                 problem["message"],
             ]

@@ -251,6 +251,7 @@ def view_status(status: cluster_pb2.GetStatusResponse) -> Json:
                 "severity": _SEVERITIES.get(problem.severity, "warning"),
                 "subject": problem.subject,
                 "message": problem.message,
+                "code": problem.code or None,
             }
             for problem in status.problems
         ],

@@ -144,7 +144,8 @@ def test_a_dead_node_is_the_first_thing_that_status_says(
     own_cluster.kill("n3")
 
     def is_told() -> bool:
-        return bool(cli.ok("status", "--json").json["problems"])
+        told = cli.ok("status", "--json").json["problems"]
+        return any(it["code"] == "node-down" for it in told)
 
     assert wait_until(is_told)
     shown = cli.ok("status")

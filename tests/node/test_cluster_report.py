@@ -16,6 +16,7 @@ from node.cluster_service import LOGS_LISTED_MAX, ClusterReport, LocalReport
 from node.controller.index import SegmentIndex
 from node.controller.work import WorkBoard
 from node.peers import Peers
+from node.problem_codes import ProblemCode
 from node.problems import ERROR, LOG_PROBLEMS_MAX, problem_of
 from sharedlog.clock import SystemClock
 from sharedlog.errors import SharedLogError, Unreachable, WrongStorage
@@ -411,7 +412,9 @@ async def test_a_reconfiguration_that_fails_is_told_once() -> None:
     """Two nodes that met the same trouble make one line."""
     case = Case(log("a"))
     text = "could not be reconfigured: too few log servers"
-    case.nodes.problems = [problem_of(ERROR, "log a", text)]
+    case.nodes.problems = [
+        problem_of(ERROR, "log a", text, code=ProblemCode.RECONFIGURATION_FAILED)
+    ]
     assert await case.problems() == [f"log a: {text}"]
 
 
