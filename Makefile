@@ -10,7 +10,7 @@ FROM ?= 1
 JOBS ?= $(shell nproc)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sim check proto format docs clean test-deps bench
+.PHONY: help demo test sim check proto format docs clean test-deps deploy-checks bench
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,7 +52,14 @@ docs: $(VENV)/.docs  ## Build the documentation, with the API's, into site/
 	@echo "open site/index.html"
 
 test-deps:  ## Install the Debian packages that some tests and benchmarks use (needs root)
-	apt-get update -qq && apt-get install -y -qq --no-install-recommends etcd-server iproute2 nats-server redis-server
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends etcd-server iproute2 nats-server prometheus redis-server systemd
+
+$(VENV)/.deploy: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deploy-checks]'
+	@touch $@
+
+deploy-checks: $(VENV)/.deploy  ## Check deploy/ with tools that the other targets do not need (350 MB)
+	@$(BIN)/python -m pytest -q tests/deploy
 
 bench: $(VENV)/.ready  ## Compare with etcd, NATS JetStream and Redis Streams (make test-deps installs them)
 	@$(BIN)/python -m bench.peers $(BENCH_ARGS)

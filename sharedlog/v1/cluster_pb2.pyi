@@ -320,22 +320,28 @@ class Problem(_message.Message):
     SEVERITY_FIELD_NUMBER: _builtins.int
     SUBJECT_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
     severity: Global___Problem.Severity.ValueType
     """How bad it is."""
     subject: _builtins.str
     """What it is about, e.g. "log orders", "node n2"."""
     message: _builtins.str
     """One line for a person: what is wrong, and what to do if that is known."""
+    code: _builtins.str
+    """What kind of problem it is, e.g. "node-down": stable, with a section in docs/operations.md. Empty from
+    older nodes.
+    """
     def __init__(
         self,
         *,
         severity: Global___Problem.Severity.ValueType = ...,
         subject: _builtins.str = ...,
         message: _builtins.str = ...,
+        code: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "severity", b"severity", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "severity", b"severity", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
