@@ -44,6 +44,10 @@ class MeteredMetadataStore:
         """See `MetadataStore.watch`."""
         return self._store.watch(prefix)
 
+    async def close(self) -> None:
+        """See `MetadataStore.close`."""
+        await self._store.close()
+
     async def _measured(self, operation: str, call: Awaitable[T]) -> T:
         begun_s = self._clock.monotonic_s()
         try:
