@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.deploy_tools import command
 from helpers.metric_names import documented, named_in
 
 ROOT = Path(__file__).parents[2]
@@ -94,10 +94,32 @@ def test_every_alert_has_a_summary_a_severity_and_a_page_to_read() -> None:
 )
 def test_promtool_agrees(arguments: tuple[str, ...]) -> None:
     """The rules are right as rules, and each alert that rules_test.yml has comes in its time."""
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("no promtool; `make test-deps` installs it")
+    promtool(*arguments, cwd=RULES.parent)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda it: it.name)
+def test_promtool_can_read_the_dashboards(dashboard: Path, tmp_path: Path) -> None:
+    """Each expression, with the variables filled in as Grafana does, is one of Prometheus's."""
+    rules = []
+    for number, (_, text) in enumerate(expressions(dashboard)):
+        if not text.startswith("label_values("):
+            filled = text.replace("$instance", ".*").replace("$__rate_interval", "1m")
+            rules.append({"record": f"panel:{number}", "expr": filled})
+    found = tmp_path / "rules.yml"
+    # JSON is YAML.
+    found.write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
+    assert f"{len(rules)} rules found" in promtool("check", "rules", found.name, cwd=tmp_path)
+
+
+def promtool(*arguments: str, cwd: Path) -> str:
+    """What it says; the test is skipped where there is none."""
     done = subprocess.run(
-        [promtool, *arguments], cwd=RULES.parent, capture_output=True, text=True, check=False
+        [command("promtool", of="test-deps"), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
