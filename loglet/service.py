@@ -213,16 +213,6 @@ class LogServer:
         """That batches may still take."""
         return self._store.space().free_bytes
 
-    def committed_tail(self, loglet: LogletId) -> Offset | None:
-        """What this server was told to be committed; None if it has never heard of the loglet."""
-        state = self._core.loglet(loglet)
-        return None if state is None else state.committed_tail
-
-    def record_bytes(self, loglet: LogletId) -> float | None:
-        """Mean size of the newest batch's records; None if it is not in memory."""
-        batch = self._cache.newest(loglet)
-        return None if batch is None else len(batch.placed) / (batch.end - batch.first)
-
     def status(self) -> LogServerStatus:
         """How things stand now."""
         states = list(self._core.loglets())

@@ -200,7 +200,7 @@ def _archivist(
         me=ground.me,
         view=ground.view,
         sequencer=ground.sequencer,
-        log_server=ground.log_server,
+        log_server=None if ground.log_server is None else ground.log_server.reads,
         usable=ground.usable,
         tails=ground.tails,
         history=history,

@@ -12,7 +12,7 @@ import pytest
 
 from loglet.archive.config import ArchiveConfig
 from loglet.config import LogServerConfig
-from metadata.config import EmbeddedConfig
+from metadata.config import EmbeddedConfig, EtcdConfig
 from node.archive.config import OffloadConfig
 from node.config import NodeConfig
 from node.controller.config import ControllerConfig
@@ -27,6 +27,7 @@ SECTIONS = {
     "## `[log_server]`": LogServerConfig,
     "## `[sequencer]`": SequencerConfig,
     "## `[metadata_store]`": EmbeddedConfig,
+    "## `[metadata_etcd]`": EtcdConfig,
     "## `[controller]`": ControllerConfig,
     "## `[archive]`": ArchiveConfig,
     "## `[offload]`": OffloadConfig,
