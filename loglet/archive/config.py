@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
-from urllib.parse import urlsplit
+from typing import Final
 
 from loglet.archive.url import parse_archive_url
+from metadata.s3.settings import Addressing, Encryption, check_s3_settings
 from sharedlog.errors import InvalidArgument
 from sharedlog.limits import MIB
-
-Addressing = Literal["auto", "path", "virtual"]
-Encryption = Literal["", "AES256", "aws:kms", "aws:kms:dsse"]
 
 S3_PART_BYTES_MIN: Final = 5 * MIB
 """Smaller parts are refused by S3, but for the last."""
@@ -85,10 +82,7 @@ class ArchiveConfig:
         """Raises `InvalidArgument` if the settings can't be right, or don't fit together."""
         if self.url:
             parse_archive_url(self.url)
-        if self.endpoint:
-            _check_endpoint(self.endpoint)
-        if self.sse_kms_key_id and not self.sse.startswith("aws:kms"):
-            raise InvalidArgument("sse_kms_key_id is set: sse must be aws:kms or aws:kms:dsse")
+        check_s3_settings(self)
         if self.storage_class.upper() in _NOT_READABLE_AT_ONCE:
             raise InvalidArgument(
                 f"storage_class is {self.storage_class}: what is archived must be readable at once"
@@ -97,23 +91,3 @@ class ArchiveConfig:
             raise InvalidArgument("part_bytes must be from 5 MiB to 5 GiB")
         if not self.part_bytes <= self.multipart_bytes <= S3_PART_BYTES_MAX:
             raise InvalidArgument("multipart_bytes must be from part_bytes to 5 GiB")
-        if min(self.connect_timeout_s, self.read_timeout_s, self.backoff_min_s) <= 0:
-            raise InvalidArgument("the time-outs and backoff_min_s must be above 0")
-        if self.backoff_max_s < self.backoff_min_s:
-            raise InvalidArgument("backoff_max_s is below backoff_min_s")
-        if min(self.attempts_max, self.connections_max) < 1:
-            raise InvalidArgument("attempts_max and connections_max must be at least 1")
-
-
-def _check_endpoint(endpoint: str) -> None:
-    try:
-        parts = urlsplit(endpoint)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        raise InvalidArgument("endpoint is no URL") from None
-    if parts.username is not None or parts.password is not None:
-        raise InvalidArgument("endpoint holds credentials; they are taken from the environment")
-    if not usable or parts.query or parts.fragment:
-        raise InvalidArgument(
-            f"endpoint is {endpoint!r}: http://HOST:PORT or https://HOST:PORT is needed"
-        )

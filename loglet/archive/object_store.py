@@ -24,14 +24,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.util import find_spec
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from loglet.archive.config import ArchiveConfig
 from loglet.archive.url import FolderUrl, check_key, parse_archive_url
+from metadata.s3.settings import Purpose
+from metadata.s3.values import Versioned
 from sharedlog.clock import Clock
-from sharedlog.errors import ArchiveUnsuitable
+from sharedlog.errors import ArchiveUnavailable, ArchiveUnsuitable
 
-__all__ = ["ObjectInfo", "ObjectStore", "Versioned", "check_key", "open_object_store"]
+__all__ = ["ARCHIVE", "ObjectInfo", "ObjectStore", "Versioned", "check_key", "open_object_store"]
+
+ARCHIVE: Final = Purpose("an archive", ArchiveUnavailable, ArchiveUnsuitable)
+"""What errors of S3 are here."""
 
 
 class ObjectInfo(NamedTuple):
@@ -40,13 +45,6 @@ class ObjectInfo(NamedTuple):
     key: str
     size: int
     modified_ms: int  # Unix time, by the store's clock; of the last write
-
-
-class Versioned(NamedTuple):
-    """A value, and the version to be given to `swap`."""
-
-    data: bytes
-    version: str  # opaque: an ETag, a hash. Different data have different versions
 
 
 class ObjectStore(Protocol):

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from metadata.s3.bucket import PART, S3, BucketUrl, is_path, parse_bucket, shown_url
 from sharedlog.errors import InvalidArgument
 
+__all__ = [
+    "ArchiveUrl",
+    "BucketUrl",
+    "FolderUrl",
+    "check_key",
+    "check_prefix",
+    "parse_archive_url",
+]
+
 FILE: Final = "file"
-S3: Final = "s3"
 KEY_BYTES_MAX: Final = 512
 """Of a key below the root. S3 takes 1,024 with the prefix, file systems take 255 for each part."""
-PREFIX_BYTES_MAX: Final = 400
-_PART_BYTES_MAX: Final = 200
-_PART: Final = re.compile(r"[A-Za-z0-9._=-]+", re.ASCII)
-_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]", re.ASCII)
 _FORMS: Final = "the form is file:///FOLDER or s3://BUCKET/PREFIX"
 
 
@@ -29,17 +33,6 @@ class FolderUrl:
 
     def __str__(self) -> str:
         return f"{FILE}://{self.folder}"
-
-
-@dataclass(frozen=True, slots=True)
-class BucketUrl:
-    """`s3://BUCKET/PREFIX`."""
-
-    bucket: str
-    prefix: str  # without slashes round it; "" for none
-
-    def __str__(self) -> str:
-        return f"{S3}://{self.bucket}/{self.prefix}".rstrip("/")
 
 
 ArchiveUrl = FolderUrl | BucketUrl
@@ -55,7 +48,7 @@ def parse_archive_url(url: str) -> ArchiveUrl:
         parts = urlsplit(url)
     except ValueError as error:
         raise InvalidArgument(f"archive URL: {error}; {_FORMS}") from error
-    shown = _shown(parts)
+    shown = shown_url(parts)
     if "@" in parts.netloc:
         raise InvalidArgument(
             f"archive URL {shown!r}: it holds credentials; they are taken from the environment"
@@ -65,7 +58,7 @@ def parse_archive_url(url: str) -> ArchiveUrl:
     if parts.scheme == FILE:
         return _folder(parts, shown)
     if parts.scheme == S3:
-        return _bucket(parts, shown)
+        return parse_bucket(parts, f"archive URL {shown!r}")
     raise InvalidArgument(f"archive URL {shown!r}: {_FORMS}")
 
 
@@ -78,7 +71,7 @@ def check_key(key: str) -> None:
     Raises:
         InvalidArgument: it is none.
     """
-    if not _is_path(key) or len(key) > KEY_BYTES_MAX:
+    if not is_path(key) or len(key) > KEY_BYTES_MAX:
         raise InvalidArgument(f"{key[:KEY_BYTES_MAX]!r} is no key of an object in the archive")
 
 
@@ -89,16 +82,9 @@ def check_prefix(prefix: str) -> None:
         InvalidArgument: it is none.
     """
     folder, _, rest = prefix.rpartition("/")
-    fits = len(prefix) <= KEY_BYTES_MAX and (not rest or _PART.fullmatch(rest))
-    if not fits or ("/" in prefix and not _is_path(folder)):
+    fits = len(prefix) <= KEY_BYTES_MAX and (not rest or PART.fullmatch(rest))
+    if not fits or ("/" in prefix and not is_path(folder)):
         raise InvalidArgument(f"{prefix[:KEY_BYTES_MAX]!r} is no beginning of a key in the archive")
-
-
-def _is_path(text: str) -> bool:
-    return all(
-        _PART.fullmatch(part) and part not in (".", "..") and len(part) <= _PART_BYTES_MAX
-        for part in text.split("/")
-    )
 
 
 def _folder(parts: SplitResult, shown: str) -> FolderUrl:
@@ -113,25 +99,3 @@ def _folder(parts: SplitResult, shown: str) -> FolderUrl:
     if len(folder.parts) == 1:
         raise InvalidArgument(f"archive URL {shown!r}: name a folder below /")
     return FolderUrl(PurePosixPath("/", *folder.parts[1:]))
-
-
-def _bucket(parts: SplitResult, shown: str) -> BucketUrl:
-    if not _BUCKET.fullmatch(parts.netloc):
-        raise InvalidArgument(f"archive URL {shown!r}: {parts.netloc!r} is no name of a bucket")
-    prefix = parts.path.strip("/")
-    if prefix and not _is_path(prefix):
-        raise InvalidArgument(
-            f"archive URL {shown!r}: a prefix is of a-z A-Z 0-9 . _ = -, with single slashes"
-        )
-    if len(prefix) > PREFIX_BYTES_MAX:
-        raise InvalidArgument(
-            f"archive URL {shown!r}: the prefix is longer than {PREFIX_BYTES_MAX} bytes"
-        )
-    return BucketUrl(parts.netloc, prefix)
-
-
-def _shown(parts: SplitResult) -> str:
-    """The URL without what may be secret in it."""
-    host = parts.netloc.rpartition("@")[2]
-    slashes = "//" if parts.netloc or parts.scheme else ""
-    return f"{parts.scheme}{':' if parts.scheme else ''}{slashes}{host}{parts.path}"

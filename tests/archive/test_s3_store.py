@@ -25,10 +25,11 @@ from helpers.s3_proxy import (
 )
 from helpers.s3_server import S3Server
 
-from loglet.archive.config import Addressing, ArchiveConfig
+from loglet.archive.config import ArchiveConfig
 from loglet.archive.object_store import ObjectStore
 from loglet.archive.probe import probe
-from loglet.archive.s3_client import open_client
+from metadata.s3.client import open_client
+from metadata.s3.settings import Addressing
 from sharedlog.errors import (
     ArchiveUnavailable,
     ArchiveUnsuitable,

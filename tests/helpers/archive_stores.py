@@ -22,7 +22,7 @@ from helpers.sim.world import World
 
 from loglet.archive.config import ArchiveConfig
 from loglet.archive.object_store import ObjectStore, open_object_store
-from loglet.archive.s3_client import open_client
+from metadata.s3.client import open_client
 from sharedlog.clock import Clock, SystemClock
 
 ENDPOINT: Final = os.environ.get("SHAREDLOG_TEST_S3_ENDPOINT", "")

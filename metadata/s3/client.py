@@ -1,10 +1,10 @@
-"""The library's client for S3: loaded late, and told what `[archive]` says.
+"""The library's client for S3: loaded late, and told what the settings say.
 
 Nothing else here knows how the library is set up. What it is told, and why:
 
-- no repetitions: `S3Store` knows what is safe to repeat, and waits by the given clock;
+- no repetitions: the sender knows what is safe to repeat, and waits by the given clock;
 - checksums only where they are required: servers that are not Amazon's refuse what they do not
-  know, and `S3Store` sends its own where they are taken;
+  know, and `S3Values` sends its own where they are taken;
 - no `Expect: 100-continue`: aiohttp would wait for ever for a server that does not know it.
 """
 
@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, cast
 
-from loglet.archive.config import ArchiveConfig
+from metadata.s3.settings import S3Settings
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
@@ -24,13 +24,13 @@ _LOADED: Final = (
     "aiobotocore.config",
     "aiobotocore.session",
     "botocore.handlers",
-    "loglet.archive.s3_errors",
+    "metadata.s3.errors",
 )
 _REGION_OF_OTHERS: Final = "us-east-1"
 """What servers that know no regions expect in signatures."""
 
 
-async def open_client(settings: ArchiveConfig, stack: AsyncExitStack) -> S3Client:
+async def open_client(settings: S3Settings, stack: AsyncExitStack) -> S3Client:
     """A client, which ends with `stack`. It connects, and looks for credentials, when it is used.
 
     **Cancellation:** there is no client then.

@@ -1,13 +1,13 @@
 """What an error of a request to S3 means: S3's codes, and those of the libraries, as ours.
 
-| meaning           | examples                                            | becomes              |
-|-------------------|-----------------------------------------------------|----------------------|
-| no such object    | `NoSuchKey`, 404 without a code                     | `ObjectNotFound`     |
-| beyond the end    | 416                                                 | `BeyondEnd`          |
-| no such upload    | `NoSuchUpload`                                      | `UploadLost`         |
-| may pass          | 5xx, 429, throttling, time-outs, broken connections | `ArchiveUnavailable` |
-| a condition lost  | 412, 409: what is there is to be read               | `ArchiveUnavailable` |
-| a person must act | 401, 403, no such bucket, no credentials, other 4xx | `ArchiveUnsuitable`  |
+| meaning           | examples                                            | becomes               |
+|-------------------|-----------------------------------------------------|-----------------------|
+| no such object    | `NoSuchKey`, 404 without a code                     | `ObjectNotFound`      |
+| beyond the end    | 416                                                 | `BeyondEnd`           |
+| no such upload    | `NoSuchUpload`                                      | `UploadLost`          |
+| may pass          | 5xx, 429, throttling, time-outs, broken connections | `purpose.unavailable` |
+| a condition lost  | 412, 409: what is there is to be read               | `purpose.unavailable` |
+| a person must act | 401, 403, no such bucket, no credentials, other 4xx | `purpose.unsuitable`  |
 
 This module loads the library, so it is loaded late itself.
 """
@@ -26,7 +26,8 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as NoConnection
 
-from sharedlog.errors import ArchiveUnavailable, ArchiveUnsuitable, ObjectNotFound
+from metadata.s3.settings import Purpose
+from sharedlog.errors import ObjectNotFound
 
 FAILURES: Final = (BotoCoreError, ClientError, aiohttp.ClientError, OSError, TimeoutError)
 """What a request raises: errors of the library, and what it lets through."""
@@ -57,15 +58,15 @@ class UploadLost(Exception):
     """An upload in parts is not known any more: it was completed, or aborted."""
 
 
-def translated(error: Exception, said: str, key: str) -> Exception:
-    """What one of `FAILURES` means. `said`: which archive, and what was tried there."""
+def translated(error: Exception, said: str, key: str, purpose: Purpose) -> Exception:
+    """What one of `FAILURES` means. `said`: which place, and what was tried there."""
     if isinstance(error, ClientError):
-        return _of_answer(error, said, key)
+        return _of_answer(error, said, key, purpose)
     reason = " ".join(str(error).split())
     text = f"{said}: {reason}" if reason else f"{said}: {type(error).__name__}"
     if isinstance(error, _PASSING):
-        return ArchiveUnavailable(text)
-    return ArchiveUnsuitable(text)
+        return purpose.unavailable(text)
+    return purpose.unsuitable(text)
 
 
 def status_of(error: BaseException | None) -> int:
@@ -74,7 +75,7 @@ def status_of(error: BaseException | None) -> int:
     return _status(cause) if isinstance(cause, ClientError) else 0
 
 
-def _of_answer(error: ClientError, said: str, key: str) -> Exception:
+def _of_answer(error: ClientError, said: str, key: str, purpose: Purpose) -> Exception:
     found = error.response.get("Error", {})
     code, message = str(found.get("Code", "")), " ".join(str(found.get("Message", "")).split())
     status = _status(error)
@@ -87,8 +88,8 @@ def _of_answer(error: ClientError, said: str, key: str) -> Exception:
     if status == 416:
         return BeyondEnd(text)
     if code in _PASSING_CODES or status in (408, 409, 412, 429) or status >= 500:
-        return ArchiveUnsuitable(text) if status == 501 else ArchiveUnavailable(text)
-    return ArchiveUnsuitable(text)
+        return purpose.unsuitable(text) if status == 501 else purpose.unavailable(text)
+    return purpose.unsuitable(text)
 
 
 def _status(error: ClientError) -> int:

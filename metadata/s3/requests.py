@@ -1,6 +1,6 @@
 """Requests to S3: the client that they go through, once or until they succeed.
 
-The library's own repetitions are off (`s3_client`): which request is safe to repeat its sender
+The library's own repetitions are off (`client`): which request is safe to repeat its sender
 knows, and the pauses are by the given `Clock` and `Random`.
 """
 
@@ -13,11 +13,10 @@ from contextlib import AsyncExitStack
 from random import Random
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from loglet.archive.config import ArchiveConfig
-from loglet.archive.s3_client import open_client
+from metadata.s3.client import open_client
+from metadata.s3.settings import Purpose, S3Settings
 from sharedlog.backoff import Backoff
 from sharedlog.clock import Clock
-from sharedlog.errors import ArchiveUnavailable
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
@@ -32,9 +31,12 @@ _WARN_AFTER: Final = 3  # attempts
 class S3Requests:
     """Sends requests of one store, and makes errors of theirs ours. `url` is for their messages."""
 
-    def __init__(self, url: str, settings: ArchiveConfig, *, clock: Clock, rng: Random) -> None:
+    def __init__(
+        self, url: str, settings: S3Settings, purpose: Purpose, *, clock: Clock, rng: Random
+    ) -> None:
         self._url = url
         self._settings = settings
+        self._purpose = purpose
         self._clock = clock
         self._rng = rng
         self._opening = asyncio.Lock()
@@ -48,19 +50,20 @@ class S3Requests:
         """Try what is safe to repeat until it succeeds, or fails for a reason that stays.
 
         Raises:
-            ArchiveUnavailable: every attempt failed. And what `once` raises.
+            `purpose.unavailable`: every attempt failed. And what `once` raises.
         """
-        settings = self._settings
+        settings, unavailable = self._settings, self._purpose.unavailable
         pauses = Backoff(self._rng, min_s=settings.backoff_min_s, max_s=settings.backoff_max_s)
         number = 1
         while True:
             try:
                 return await self.once(doing, key, attempt)
-            except ArchiveUnavailable as error:
+            except unavailable as error:
                 if number >= settings.attempts_max:
-                    raise ArchiveUnavailable(f"{error} (tried {number} times)") from error
+                    raise unavailable(f"{error} (tried {number} times)") from error
                 level = logging.WARNING if number >= _WARN_AFTER else logging.DEBUG
-                log.log(level, "archive.retry", extra={"attempt": number, "reason": str(error)})
+                extra = {"attempt": number, "reason": str(error)}
+                log.log(level, "s3.retry", extra=extra)
             await self._clock.sleep(pauses.next_s())
             number += 1
 
@@ -68,16 +71,28 @@ class S3Requests:
         """Try once. `doing` completes "can't ..."; `key` is that of an `ObjectNotFound`.
 
         Raises:
-            ArchiveUnavailable, ArchiveUnsuitable, ObjectNotFound. BeyondEnd, UploadLost: for the
-            sender alone.
+            `purpose.unavailable`, `purpose.unsuitable`, ObjectNotFound. BeyondEnd, UploadLost: for
+            the sender alone.
         """
-        client = self._client or await self._open()
-        from loglet.archive.s3_errors import FAILURES, translated  # late: it loads the library
+        client = self._client or await self.open()
+        from metadata.s3.errors import FAILURES, translated  # late: it loads the library
 
         try:
             return await attempt(client)
         except FAILURES as error:
-            raise translated(error, f"{self._url}: can't {doing}", key) from error
+            raise translated(error, f"{self._url}: can't {doing}", key, self._purpose) from error
+
+    async def open(self) -> S3Client:
+        """The client, which is loaded at the first call. It connects when it is used."""
+        async with self._opening:
+            if self._closed:
+                raise self._purpose.unavailable(f"{self._url}: it was closed")
+            if self._client is None:
+                async with AsyncExitStack() as stack:
+                    client = await open_client(self._settings, stack)
+                    self._stack = stack.pop_all()
+                self._client = client
+            return self._client
 
     async def close(self) -> None:
         """Requests under way fail, and no new ones are sent."""
@@ -85,14 +100,3 @@ class S3Requests:
             self._closed = True
             self._client = None
             await self._stack.aclose()
-
-    async def _open(self) -> S3Client:
-        async with self._opening:
-            if self._closed:
-                raise ArchiveUnavailable(f"{self._url}: it was closed")
-            if self._client is None:
-                async with AsyncExitStack() as stack:
-                    client = await open_client(self._settings, stack)
-                    self._stack = stack.pop_all()
-                self._client = client
-            return self._client
