@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from metadata.s3.config import MetadataS3Config
 from sharedlog.errors import InvalidArgument
 from sharedlog.limits import KIB, METADATA_VALUE_BYTES_MAX, MIB
 
@@ -92,3 +93,4 @@ class MetadataSettings:
     """What the stores that a URL can name need beside it; each looks at its own part."""
 
     etcd: EtcdConfig = field(default_factory=EtcdConfig)
+    s3: MetadataS3Config = field(default_factory=MetadataS3Config)

@@ -5,8 +5,9 @@ One interface, several backends (DESIGN.md §8). The embedded one is `metadata/e
 against every backend.
 
 Keys are "/"-separated paths of printable ASCII, e.g. "nodes/n1", "logs/orders". Values are bytes
-of at most `METADATA_VALUE_BYTES_MAX`. Versions are positive and grow over the whole store: a key
-deleted and made anew never shows an old version again.
+of at most `METADATA_VALUE_BYTES_MAX`. Versions are positive and grow over the whole store (in S3,
+of different keys, as far as the clocks of who writes them agree): a key deleted and made anew never
+shows an old version again.
 """
 
 from __future__ import annotations
@@ -94,8 +95,9 @@ class MetadataStore(Protocol):
         """A `Changed` for each entry under `prefix`, then `SnapshotComplete`, then every change.
 
         No gap and no repeat: of a key that changes often, intermediate values may be left out
-        after a reconnect, but the last one always arrives, and versions of a key only grow. Goes
-        on over failures of the store for ever, until it is cancelled or closed.
+        after a reconnect, or where the store is polled, but the last one always arrives, and
+        versions of a key only grow. Goes on over failures of the store for ever, until it is
+        cancelled or closed.
         """
         ...
 

@@ -2,6 +2,7 @@
 
     embedded://HOST:PORT                      that of another process, at its gRPC port
     etcd://HOST:PORT,HOST:PORT,.../PREFIX     etcd, below a prefix; its members' client addresses
+    s3://BUCKET/PREFIX                        a bucket, below a prefix
 
 What else a store needs to be reached (certificates, names of users) is in `MetadataSettings`.
 """
@@ -11,10 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Final
 from urllib.parse import urlsplit
 
 from metadata.config import MetadataSettings
+from metadata.errors import MetadataUnsuitable
+from metadata.s3.bucket import BucketUrl, parse_bucket, shown_url
+from metadata.s3.config import MetadataS3Config
 from metadata.store import MetadataStore
 from sharedlog.clock import Clock
 from sharedlog.errors import InvalidArgument
@@ -22,12 +27,14 @@ from sharedlog.rpc.transport import Transport
 
 EMBEDDED: Final = "embedded"
 ETCD: Final = "etcd"
+S3: Final = "s3"
 
 PREFIX_CHARS_MAX: Final = 255
 
 _FORMS: Final = {
     EMBEDDED: "embedded://HOST:PORT",
     ETCD: "etcd://HOST:PORT,HOST:PORT/PREFIX",
+    S3: "s3://BUCKET/PREFIX",
 }
 
 
@@ -37,7 +44,7 @@ class MetadataUrl:
 
     scheme: str
     address: str
-    """What stands after the slashes: host:port, or several of them with commas between."""
+    """What stands after the slashes: host:port, several of those with commas between; a bucket."""
     prefix: str = ""
     """Path in a store that others use too, without slashes at its ends."""
 
@@ -75,6 +82,7 @@ def open_metadata_store(
 
     Raises:
         InvalidArgument: no URL of a metadata store, or a file that `settings` name can't be read.
+        MetadataUnsuitable: a library that is needed for it is not installed.
     """
     parsed = parse_metadata_url(url)
     settings = settings or MetadataSettings()
@@ -83,6 +91,8 @@ def open_metadata_store(
         from metadata.etcd import open_etcd
 
         return open_etcd(parsed, settings.etcd, clock=clock, new_id=new_id)
+    if parsed.scheme == S3:
+        return _open_s3(parsed, settings.s3, clock=clock, new_id=new_id)
     from metadata.remote import RemoteMetadataStore
 
     return RemoteMetadataStore(transport, parsed.address, clock, new_id)
@@ -102,9 +112,37 @@ def _parse_etcd(url: str, rest: str) -> MetadataUrl:
     return MetadataUrl(ETCD, addresses, prefix)
 
 
+def _parse_s3(url: str, rest: str) -> MetadataUrl:
+    """As an archive's. What is wrong is not repeated if it may hold a secret."""
+    try:
+        parts = urlsplit(f"{S3}://{rest}")
+    except ValueError as error:
+        raise _unlike(url, S3) from error
+    if "@" in parts.netloc:
+        raise InvalidArgument(
+            f"metadata URL {shown_url(parts)!r}: the form is {_FORMS[S3]}; credentials are taken "
+            "from the environment"
+        )
+    if parts.query or parts.fragment:
+        raise _unlike(url, S3)
+    bucket = parse_bucket(parts, f"metadata URL {url!r}: the form is {_FORMS[S3]}")
+    return MetadataUrl(S3, bucket.bucket, bucket.prefix)
+
+
+def _open_s3(
+    url: MetadataUrl, settings: MetadataS3Config, *, clock: Clock, new_id: Callable[[], str]
+) -> MetadataStore:
+    if find_spec("aiobotocore") is None:
+        raise MetadataUnsuitable(f"{url} needs a library: pip install 'sharedlog[s3]'")
+    from metadata.s3.store import S3MetadataStore
+
+    return S3MetadataStore(BucketUrl(url.address, url.prefix), settings, clock=clock, new_id=new_id)
+
+
 _PARSERS: Final[Mapping[str, Callable[[str, str], MetadataUrl]]] = {
     EMBEDDED: _parse_embedded,
     ETCD: _parse_etcd,
+    S3: _parse_s3,
 }
 """By scheme: takes the whole URL, for errors, and what follows the slashes."""
 

@@ -23,6 +23,7 @@ from loglet.archive.config import ArchiveConfig
 from loglet.config import LogServerConfig
 from metadata.config import EmbeddedConfig, EtcdConfig, MetadataSettings
 from metadata.core import check_cluster_name, check_node_id
+from metadata.s3.config import MetadataS3Config
 from node.archive.config import OffloadConfig
 from node.controller.config import ControllerConfig
 from node.errors import ConfigError
@@ -69,9 +70,9 @@ class NodeConfig:
 
     metadata: str = ""
     """Where the metadata store is: `embedded://host:port`, the gRPC address of the process that
-    hosts it, or `etcd://host:port,host:port,host:port/prefix`, the members of an etcd cluster and
-    where in it. Needed, and the same on all nodes; a node with the role metadata hosts the store
-    itself and may leave it out."""
+    hosts it; `etcd://host:port,host:port,host:port/prefix`, the members of an etcd cluster and
+    where in it; or `s3://bucket/prefix`. Needed, and the same on all nodes; a node with the role
+    metadata hosts the store itself and may leave it out."""
 
     cluster: str = ""
     """Name of the cluster that the node belongs to, as `sharedlog cluster init` gave it. A node
@@ -150,6 +151,9 @@ class NodeConfig:
     metadata_etcd: EtcdConfig = field(default_factory=EtcdConfig)
     """Section `[metadata_etcd]`, if the metadata is kept in etcd."""
 
+    metadata_s3: MetadataS3Config = field(default_factory=MetadataS3Config)
+    """Section `[metadata_s3]`, if the metadata is kept in S3."""
+
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     """Section `[controller]`, of the node that is the controller, and of the scrub."""
 
@@ -182,7 +186,7 @@ class NodeConfig:
     @property
     def metadata_settings(self) -> MetadataSettings:
         """What the store of `metadata_url` needs beside it."""
-        return MetadataSettings(etcd=self.metadata_etcd)
+        return MetadataSettings(etcd=self.metadata_etcd, s3=self.metadata_s3)
 
     def validate(self) -> None:
         """Check what no single field shows.
@@ -213,6 +217,7 @@ class NodeConfig:
             "sequencer",
             "metadata_store",
             "metadata_etcd",
+            "metadata_s3",
             "controller",
             "archive",
             "offload",

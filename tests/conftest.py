@@ -39,9 +39,10 @@ _SETTLE_S = 2.0
 
 def pytest_sessionfinish() -> None:
     """End the servers that tests of this process have shared."""
-    shared = sys.modules.get("helpers.etcd_server")
-    if shared is not None:
-        shared.stop_shared()
+    for name in ("helpers.etcd_server", "helpers.s3_server"):
+        shared = sys.modules.get(name)
+        if shared is not None:
+            shared.stop_shared()
 
 
 @pytest.fixture(autouse=True)

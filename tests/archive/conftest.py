@@ -6,18 +6,16 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from helpers.archive_stores import BUCKET, KINDS, Place, new_id, place_of, real_bucket
-from helpers.s3_server import S3Server
+from helpers.archive_stores import KINDS, Place, new_id, place_of, real_bucket
+from helpers.s3_server import S3Server, shared_s3
 
 from loglet.archive.object_store import ObjectStore
 from loglet.archive.probe import probe
 
 
 @pytest.fixture(scope="session")
-def s3_process() -> Iterator[S3Server]:
-    with S3Server() as server:
-        server.make_bucket(BUCKET)
-        yield server
+def s3_process() -> S3Server:
+    return shared_s3()
 
 
 @pytest.fixture

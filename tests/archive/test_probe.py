@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from helpers.archive_stores import BUCKET, new_id, opened
+from helpers.archive_stores import new_id, opened
 from helpers.log_servers import CLUSTER
 from helpers.s3_proxy import Forward, S3Proxy, status
-from helpers.s3_server import S3Server
+from helpers.s3_server import BUCKET, S3Server
 
 from loglet.archive.config import ArchiveConfig
 from loglet.archive.manifest import LogSettings, Manifest, new_manifest

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 from aiohttp import web
-from helpers.archive_stores import BUCKET, QuickClock, new_id, opened, pieces
+from helpers.archive_stores import QuickClock, new_id, opened, pieces
 from helpers.s3_proxy import (
     Forward,
     S3Proxy,
@@ -23,7 +23,7 @@ from helpers.s3_proxy import (
     passed_on,
     status,
 )
-from helpers.s3_server import S3Server
+from helpers.s3_server import BUCKET, S3Server
 
 from loglet.archive.config import ArchiveConfig
 from loglet.archive.object_store import ObjectStore

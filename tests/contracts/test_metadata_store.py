@@ -27,8 +27,13 @@ from sharedlog.limits import METADATA_KEY_BYTES_MAX, METADATA_VALUE_BYTES_MAX
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda factory: factory.name)
-async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
-    factory: BackendFactory = request.param
+def factory(request: pytest.FixtureRequest) -> BackendFactory:
+    found: BackendFactory = request.param
+    return found
+
+
+@pytest.fixture
+async def backend(factory: BackendFactory, tmp_path: Path) -> AsyncIterator[Backend]:
     async with factory.make(tmp_path / "store") as made:
         yield made
 
@@ -147,14 +152,16 @@ async def test_list_gives_a_prefix_in_order_of_the_keys(store: MetadataStore) ->
 
 
 @pytest.mark.slow
-async def test_list_is_complete_beyond_one_page(store: MetadataStore) -> None:
+async def test_list_is_complete_beyond_one_page(
+    store: MetadataStore, factory: BackendFactory
+) -> None:
     """More entries than a page holds, none lost or told twice at the seams."""
-    for start in range(0, 2_100, 300):
+    wanted = [f"logs/{index:05}" for index in range(factory.entries)]
+    for start in range(0, factory.entries, 300):
         async with asyncio.TaskGroup() as group:
-            for index in range(start, start + 300):
-                group.create_task(store.put(f"logs/{index:05}", b"v", expected=ABSENT))
-    keys = [entry.key for entry in await store.list("logs/")]
-    assert keys == [f"logs/{index:05}" for index in range(2_100)]
+            for key in wanted[start : start + 300]:
+                group.create_task(store.put(key, b"v", expected=ABSENT))
+    assert [entry.key for entry in await store.list("logs/")] == wanted
 
 
 @pytest.mark.slow
@@ -173,7 +180,7 @@ async def test_large_values_can_be_listed_and_watched(store: MetadataStore) -> N
     await close(events)
 
 
-async def test_of_concurrent_puts_one_wins(backend: Backend) -> None:
+async def test_of_concurrent_puts_one_wins(backend: Backend, factory: BackendFactory) -> None:
     """Of the puts of several clients that expect the same version exactly one wins."""
     stores = [await backend.open() for _ in range(3)]
     won: list[Version] = []
@@ -186,13 +193,13 @@ async def test_of_concurrent_puts_one_wins(backend: Backend) -> None:
         except VersionMismatch:
             lost += 1
 
-    for round_index in range(10):
+    for round_index in range(factory.races):
         expected = won[-1] if won else ABSENT
         async with asyncio.TaskGroup() as group:
             for index in range(12):
                 group.create_task(put(stores[index % 3], expected))
         assert len(won) == round_index + 1
-    assert lost == 110
+    assert lost == 11 * factory.races
     assert won == sorted(set(won))
 
 
@@ -301,7 +308,9 @@ async def test_a_watch_begun_among_changes_misses_none(backend: Backend) -> None
 
 
 @pytest.mark.slow
-async def test_a_slow_watcher_still_learns_the_last_of_everything(backend: Backend) -> None:
+async def test_a_slow_watcher_still_learns_the_last_of_everything(
+    backend: Backend, factory: BackendFactory
+) -> None:
     """A watcher that reads nothing while thousands of changes are made ends at their result."""
     writer, reader = await backend.open(), await backend.open()
     gone = await writer.put("logs/gone", b"0", expected=ABSENT)
@@ -311,7 +320,7 @@ async def test_a_slow_watcher_still_learns_the_last_of_everything(backend: Backe
     assert isinstance(first[0], Changed)
     state["logs/gone"] = first[0].entry
     versions = [ABSENT] * 20
-    for _ in range(150):
+    for _ in range(factory.rounds):
         async with asyncio.TaskGroup() as group:
             puts = [
                 group.create_task(writer.put(f"logs/{i}", b"v" * 4_000, expected=versions[i]))

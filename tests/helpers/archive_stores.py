@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from helpers.s3_server import S3Server
+from helpers.s3_server import BUCKET, S3Server
 from helpers.sim.object_store import SimObjects
 from helpers.sim.world import World
 
@@ -27,7 +27,6 @@ from sharedlog.clock import Clock, SystemClock
 
 ENDPOINT: Final = os.environ.get("SHAREDLOG_TEST_S3_ENDPOINT", "")
 KINDS: Final = ("file", "simulated", "moto", *(("endpoint",) if ENDPOINT else ()))
-BUCKET: Final = "sharedlog-tests"
 REAL_BUCKET: Final = f"sharedlog-tests-{uuid.uuid4().hex}"
 
 
@@ -122,11 +121,11 @@ async def _make_bucket() -> None:
 
 
 async def _delete_bucket() -> None:
-    store = opened(f"s3://{REAL_BUCKET}", ArchiveConfig(endpoint=ENDPOINT))
-    await store.delete([info.key async for info in store.list("")])
-    await store.close()
     async with AsyncExitStack() as stack:
         client = await open_client(ArchiveConfig(endpoint=ENDPOINT), stack)
+        while found := (await client.list_objects_v2(Bucket=REAL_BUCKET)).get("Contents", ()):
+            for it in found:
+                await client.delete_object(Bucket=REAL_BUCKET, Key=it["Key"])
         uploads = (await client.list_multipart_uploads(Bucket=REAL_BUCKET)).get("Uploads", ())
         for upload in uploads:
             await client.abort_multipart_upload(

@@ -4,6 +4,8 @@
         server.make_bucket("history")
         ...  # server.url is the endpoint, server.environ what a client needs in its environment
 
+`shared_s3()` is one server for all tests of a process; each takes a prefix of its own.
+
 Its conditional PUT is made atomic by a lock: moto itself checks and then writes, in threads, so
 that two writers could both win. Signatures are not checked. All is in memory; the process ends with
 whoever started it, however that ends.
@@ -24,6 +26,8 @@ from typing import IO, Any, Self
 from urllib.request import Request, urlopen
 
 HOST = "127.0.0.1"
+BUCKET = "sharedlog-tests"
+"""Of the shared server."""
 TESTS = Path(__file__).parents[1]
 START_S = 90.0  # it loads half a minute of modules where everything is slow
 
@@ -114,6 +118,24 @@ class S3Server:
         self._said.seek(0)
         said = self._said.read().decode(errors="replace")
         raise AssertionError(f"the S3 server does not start: {said[-2000:]}")
+
+
+_shared: list[S3Server] = []
+
+
+def shared_s3() -> S3Server:
+    """The server of this process's tests; started when it is first asked for, with a `BUCKET`."""
+    if not _shared:
+        server = S3Server().start()
+        _shared.append(server)
+        server.make_bucket(BUCKET)
+    return _shared[0]
+
+
+def stop_shared() -> None:
+    """End it, if it was started."""
+    while _shared:
+        _shared.pop().stop()
 
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]

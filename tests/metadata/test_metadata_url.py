@@ -10,6 +10,8 @@ from helpers.metadata_backends import served
 
 from metadata.config import EtcdConfig, MetadataSettings
 from metadata.etcd import EtcdMetadataStore
+from metadata.s3.config import MetadataS3Config
+from metadata.s3.store import S3MetadataStore
 from metadata.store import ABSENT
 from metadata.url import open_metadata_store, parse_metadata_url
 from sharedlog.clock import SystemClock
@@ -71,6 +73,14 @@ def test_urls_of_etcd() -> None:
         "etcd://host:1/a?b=c",
         "etcd://host:1/%61",
         "etcd://host:1/" + "a" * 256,
+        "s3://",
+        "s3:///prefix",
+        "s3://b",
+        "s3://bucket/a//b",
+        "s3://bucket/a?b=c",
+        "s3://bucket/a#b",
+        "s3://key:secret@bucket/a",
+        "s3://[bucket/a",
         "zk://host:1",
     ],
 )
@@ -101,3 +111,26 @@ async def test_a_url_opens_etcd(transport: GrpcTransport) -> None:
         open_metadata_store(
             url, transport, clock=SystemClock(), new_id=lambda: "n", settings=settings
         )
+
+
+@pytest.mark.parametrize("url", ["s3://bucket", "s3://my.bucket-1/sharedlog/prod"])
+async def test_a_url_opens_a_bucket(url: str, transport: GrpcTransport) -> None:
+    """Nothing is connected yet; settings that can't be right are told at once."""
+    parsed = parse_metadata_url(url)
+    assert str(parsed) == parsed.describe() == url
+    assert parse_metadata_url(f"{url}/") == parsed
+    store = open_metadata_store(url, transport, clock=SystemClock(), new_id=lambda: "n")
+    assert isinstance(store, S3MetadataStore)
+    assert store.url == url
+    await store.close()
+    settings = MetadataSettings(s3=MetadataS3Config(endpoint="minio:9000"))
+    with pytest.raises(InvalidArgument, match="endpoint is 'minio:9000'"):
+        open_metadata_store(
+            url, transport, clock=SystemClock(), new_id=lambda: "n", settings=settings
+        )
+
+
+def test_what_is_secret_in_a_url_is_not_repeated() -> None:
+    with pytest.raises(InvalidArgument, match="from the environment") as refused:
+        parse_metadata_url("s3://key:secret@bucket/a")
+    assert "secret" not in str(refused.value)

@@ -13,6 +13,7 @@ import pytest
 from loglet.archive.config import ArchiveConfig
 from loglet.config import LogServerConfig
 from metadata.config import EmbeddedConfig, EtcdConfig
+from metadata.s3.config import MetadataS3Config
 from node.archive.config import OffloadConfig
 from node.config import NodeConfig
 from node.controller.config import ControllerConfig
@@ -28,6 +29,7 @@ SECTIONS = {
     "## `[sequencer]`": SequencerConfig,
     "## `[metadata_store]`": EmbeddedConfig,
     "## `[metadata_etcd]`": EtcdConfig,
+    "## `[metadata_s3]`": MetadataS3Config,
     "## `[controller]`": ControllerConfig,
     "## `[archive]`": ArchiveConfig,
     "## `[offload]`": OffloadConfig,
