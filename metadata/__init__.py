@@ -21,6 +21,8 @@ version.
     registry.py          register, create, change         retrying.py  trying again over a network
     archive_registry.py  raise what is archived, trimmed  url.py       which store, by its URL
     view.py              a node's picture of all this     lease.py     who is the controller
+    migration.py         from one store to another        moved.py     what is left, what is begun
+    emergency.py         dump, get, put                   tools.py     these as commands
     s3/                  values in S3, and a metadata store made of them
 
 It is not on the append or read path: with the store down, appends and reads go on, and only

@@ -1,9 +1,11 @@
 """`python -m metadata --listen HOST:PORT --dir PATH`: serve an embedded store until a signal comes.
 
-Logs one JSON object per line to standard error; the first with event "metadata.ready" names the
-address, so that port 0 can be asked for. Exit status: 0 stopped by SIGTERM or SIGINT; 1 the store
-is damaged or has failed; 2 what was asked for can't be had: the port or the store is in use, or an
-argument is wrong.
+With a verb (`dump`, `get`, `put`, `migrate`) it is a tool instead: see `tools.py`.
+
+Serving, it logs one JSON object per line to standard error; the first with event "metadata.ready"
+names the address, so that port 0 can be asked for. Exit status: 0 stopped by SIGTERM or SIGINT; 1
+the store is damaged or has failed; 2 what was asked for can't be had: the port or the store is in
+use, or an argument is wrong.
 """
 
 from __future__ import annotations
@@ -70,6 +72,11 @@ async def _first(stopping: asyncio.Event, store: EmbeddedMetadataStore) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words and not words[0].startswith("-"):
+        from metadata import tools  # late: serving needs none of it
+
+        return tools.main(words)
     parser = argparse.ArgumentParser(
         prog="python -m metadata", description="Serve an embedded metadata store."
     )

@@ -193,9 +193,13 @@ def decode_cursor(entry: Entry) -> CursorRecord:
     return _open(_cursor_decoder, entry)
 
 
-def _seal(key: str, record: _Plain | dict[str, Any]) -> bytes:
-    body = _encode_json(record)
+def sealed(key: str, body: bytes) -> bytes:
+    """A value of `key`: JSON after its checksum."""
     return b"%08x %s" % (_checksum(key, body), body)
+
+
+def _seal(key: str, record: _Plain | dict[str, Any]) -> bytes:
+    return sealed(key, _encode_json(record))
 
 
 def _open(decoder: msgspec.json.Decoder[Record], entry: Entry) -> Record:

@@ -40,6 +40,7 @@ from metadata.encoding import (
     node_key,
 )
 from metadata.history_rules import ArchivedHistory, with_history
+from metadata.moved import check_moved
 from metadata.reconfiguration import Plan, end_segment
 from metadata.records import (
     CLUSTER_KEY,
@@ -123,7 +124,8 @@ async def join_cluster(
     `name`: the cluster that the caller is to join, "" for any.
 
     Raises:
-        WrongCluster: the store is another cluster's, or empty although there was one.
+        WrongCluster: the store is another cluster's, or empty although there was one, or the
+            cluster's metadata was moved away from it, or not all of it is there yet.
         MetadataUnavailable: there is none yet, and the caller is not to `make` it; or no answer.
         MetadataCorrupt.
     """
@@ -145,6 +147,7 @@ async def join_cluster(
         raise WrongCluster(
             f"this node belongs to cluster {known_cluster_id}, but the metadata store is empty"
         )
+    check_moved(entry.value)
     found = decode_cluster(entry)
     if known_cluster_id and found.cluster_id != known_cluster_id:
         raise WrongCluster(

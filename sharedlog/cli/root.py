@@ -28,6 +28,9 @@ _SECTIONS: Final = {
             "archive",
             "Where the beginning of logs lies: check it, clean up.",
         ),
+        "metadata": Lazy(
+            "sharedlog.cli.metadata", "metadata", "The metadata store itself: dump, mend, move."
+        ),
         "node": Lazy("sharedlog.cli.nodes", "node", "List, describe, drain and remove nodes."),
         "status": Lazy("sharedlog.cli.status", "status", "What is wrong, nodes, logs."),
     },
