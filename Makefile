@@ -10,7 +10,7 @@ FROM ?= 1
 JOBS ?= $(shell nproc)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sim check proto format docs clean test-deps deploy-checks bench
+.PHONY: help demo test sim check proto format docs clean test-deps deploy-tools deploy-checks bench
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,7 +58,9 @@ $(VENV)/.deploy: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deploy-checks]'
 	@touch $@
 
-deploy-checks: $(VENV)/.deploy  ## Check deploy/ with tools that the other targets do not need (350 MB)
+deploy-tools: $(VENV)/.deploy  ## Install the tools that check deploy/ (350 MB)
+
+deploy-checks: $(VENV)/.deploy  ## Check deploy/ with tools that the other targets do not need
 	@$(BIN)/python -m pytest -q tests/deploy
 
 bench: $(VENV)/.ready  ## Compare with etcd, NATS JetStream and Redis Streams (make test-deps installs them)

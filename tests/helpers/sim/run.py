@@ -23,6 +23,7 @@ from helpers.sim.profiles import PROFILES
 from helpers.sim.scenario import DURATION_S, Plan, run
 
 PROGRESS_EVERY_S = 10.0
+EACH = "each"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def command_of(seed: int, arguments: argparse.Namespace) -> str:
     words = ["PYTHONPATH=.:tests", "python", "-m", "helpers.sim.run", "--from", str(seed)]
     words += ["--seeds", "1"]
     if arguments.profile:
-        words += ["--profile", arguments.profile]
+        words += ["--profile", f"'{_mix_of(seed, arguments)}'"]
     if arguments.archive:
         words += ["--archive", arguments.archive]
     if arguments.duration != DURATION_S:
@@ -62,20 +63,13 @@ def command_of(seed: int, arguments: argparse.Namespace) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     arguments = _parse(argv)
-    profile = PROFILES[arguments.profile] if arguments.profile else None
-    plan = Plan(
-        profile=profile.profile if profile else None,
-        shape=profile.shape if profile else None,
-        duration_s=arguments.duration,
-        archive=_archive(arguments),
-    )
     _set_up_logging(arguments.log)
     seeds = range(arguments.first, arguments.first + arguments.seeds)
     began_s = shown_s = time.monotonic()
     failed: list[int] = []
     done = 0
     cpu_s = simulated_s = 0.0
-    for told in _all(seeds, plan, arguments):
+    for told in _all(seeds, arguments):
         done += 1
         cpu_s += told.cpu_s
         simulated_s += told.simulated_s
@@ -103,7 +97,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--from", dest="first", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--profile", default="", choices=["", *sorted(PROFILES)])
+    parser.add_argument(
+        "--profile",
+        default="",
+        choices=["", EACH, *sorted(PROFILES)],
+        help="a mix of faults; else as drawn. `each`: one after the other, by seed",
+    )
     parser.add_argument("--archive", default="", choices=["yes", "no"], help="else as drawn")
     parser.add_argument("--duration", type=float, default=DURATION_S, help="simulated seconds")
     parser.add_argument("--keep-going", action="store_true")
@@ -112,30 +111,44 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _archive(arguments: argparse.Namespace) -> bool | None:
+def _mix_of(seed: int, arguments: argparse.Namespace) -> str:
+    """The name of a seed's mix; "": as drawn."""
+    names = sorted(PROFILES)
+    return names[seed % len(names)] if arguments.profile == EACH else arguments.profile
+
+
+def _plan(seed: int, arguments: argparse.Namespace) -> Plan:
     """What is not said the mix says, and without a mix the seed draws it."""
+    name = _mix_of(seed, arguments)
+    mix = PROFILES[name] if name else None
+    archive = mix.archive if mix else None
     if arguments.archive:
-        return bool(arguments.archive == "yes")
-    return PROFILES[arguments.profile].archive if arguments.profile else None
+        archive = arguments.archive == "yes"
+    return Plan(
+        profile=mix.profile if mix else None,
+        shape=mix.shape if mix else None,
+        duration_s=arguments.duration,
+        archive=archive,
+    )
 
 
-def _all(seeds: Sequence[int], plan: Plan, arguments: argparse.Namespace) -> Iterator[Told]:
+def _all(seeds: Sequence[int], arguments: argparse.Namespace) -> Iterator[Told]:
     gc.collect()
     gc.freeze()  # what is loaded by now need not be looked at after each seed
     if arguments.jobs == 1 or arguments.trace or arguments.log:
         for seed in seeds:
-            yield run_seed(seed, plan, trace=arguments.trace)
+            yield run_seed(seed, _plan(seed, arguments), trace=arguments.trace)
         return
     with multiprocessing.get_context("fork").Pool(arguments.jobs, maxtasksperchild=200) as pool:
-        yield from pool.imap_unordered(_Runner(plan), seeds)
+        yield from pool.imap_unordered(_Runner(arguments), seeds)
 
 
 @dataclass(frozen=True, slots=True)
 class _Runner:
-    plan: Plan
+    arguments: argparse.Namespace
 
     def __call__(self, seed: int) -> Told:
-        return run_seed(seed, self.plan)
+        return run_seed(seed, _plan(seed, self.arguments))
 
 
 class _SimulatedTime(logging.Filter):
