@@ -52,7 +52,7 @@ docs: $(VENV)/.docs  ## Build the documentation, with the API's, into site/
 	@echo "open site/index.html"
 
 test-deps:  ## Install the Debian packages that some tests and benchmarks use (needs root)
-	apt-get update -qq && apt-get install -y -qq --no-install-recommends etcd-server iproute2 nats-server prometheus redis-server systemd
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends etcd-server iproute2 nats-server openssl prometheus redis-server systemd
 
 $(VENV)/.deploy: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deploy-checks]'

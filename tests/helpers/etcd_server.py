@@ -53,7 +53,7 @@ class TlsFiles:
 def make_tls_files(directory: Path) -> TlsFiles:
     """Made by openssl, which etcd's package does without: the test is skipped where it is not."""
     if shutil.which("openssl") is None:
-        pytest.skip("there is no openssl here (Debian: openssl)")
+        pytest.skip("there is no openssl here: `make test-deps` installs it")
 
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
