@@ -9,7 +9,7 @@ from metadata.core import check_node_id
 from metadata.store import MetadataStore, Version
 from metadata.view import ClusterView
 from node.told_settings import ToldSettings
-from sharedlog.errors import InvalidArgument, MetadataUnavailable
+from sharedlog.errors import InvalidArgument, MetadataUnavailable, Unreachable
 from sharedlog.ids import NodeId
 from sharedlog.rpc import methods
 from sharedlog.rpc.transport import Server, Transport
@@ -78,15 +78,20 @@ class ClusterConfigService:
                 types_pb2.Setting(name=it.name, value=it.value, source=it.source)
                 for it in self._told.told
             ]
-            return pb.DescribeNodeResponse(settings=settings, known=self._told.known)
+            return pb.DescribeNodeResponse(
+                settings=settings, known=self._told.known, node_id=self._own
+            )
         check_node_id(request.node_id)
         node = await self._view.fetch_node(NodeId(request.node_id))
         if node is None:
             raise InvalidArgument(f"there is no node {request.node_id!r}")
         # Empty, so that whoever is at that address by now answers for itself and asks nobody else.
-        return await self._transport.call(
+        answer = await self._transport.call(
             node.address, methods.DESCRIBE_NODE, pb.DescribeNodeRequest(), timeout_s=ASK_TIMEOUT_S
         )
+        if answer.node_id != node.node_id:
+            raise Unreachable(f"at {node.address} answers {answer.node_id or 'somebody else'}")
+        return answer
 
 
 def _to_proto(found: StoredCluster) -> pb.DescribeClusterResponse:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
-from metadata.records import STATE_READ_WRITE, NodeRecord
+from metadata.records import STATE_GONE, STATE_READ_WRITE, NodeRecord
 from metadata.view import ClusterView
 from node.flights import Flights
 from node.peers import in_parallel
@@ -149,9 +149,12 @@ class Liveness:
     async def survey(self, nodes: Sequence[NodeRecord] | None = None) -> list[NodeRecord]:
         """Those of the nodes (all, if none are given) that are usable, each asked just now.
 
+        But for those that are gone: they are switched off, and to wait for them would delay all.
+
         **Cancellation:** safe.
         """
-        asked = self._view.nodes() if nodes is None else list(nodes)
+        given = self._view.nodes() if nodes is None else nodes
+        asked = [node for node in given if node.state != STATE_GONE]
         lives = await in_parallel(self._probe_at_least, asked)
         return [
             node

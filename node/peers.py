@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
-from metadata.records import NodeRecord, Replica, Segment
+from metadata.records import STATE_GONE, NodeRecord, Replica, Segment
 from metadata.view import ClusterView
 from node.wire import loglet_id
 from sharedlog.errors import SharedLogError
@@ -17,6 +17,9 @@ from sharedlog.v1 import cluster_pb2, log_server_pb2
 
 ASK_TIMEOUT_S: Final = 1.0
 """A node that does not answer a question about itself within this time counts as away."""
+
+ASK_GONE_TIMEOUT_S: Final = 0.3
+"""The same for one that is gone, and most likely switched off."""
 
 ASKED_AT_ONCE_MAX: Final = 64
 """Nodes that are asked at the same time."""
@@ -70,9 +73,10 @@ class Peers:
 
     async def _status(self, node: NodeRecord) -> cluster_pb2.GetStatusResponse | SharedLogError:
         request = cluster_pb2.GetStatusRequest(local_only=True)
+        timeout_s = ASK_GONE_TIMEOUT_S if node.state == STATE_GONE else ASK_TIMEOUT_S
         try:
             answer = await self._transport.call(
-                node.address, GET_STATUS, request, timeout_s=ASK_TIMEOUT_S
+                node.address, GET_STATUS, request, timeout_s=timeout_s
             )
         except SharedLogError as error:
             return error

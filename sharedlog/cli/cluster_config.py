@@ -279,12 +279,15 @@ def _print_plan(found: Json) -> None:
 async def _apply(cluster: Cluster, wanted: dict[str, Any], shown: Json) -> None:
     """Make what was shown; refused if something was changed since then."""
     changed = {it["name"] for it in shown["changes"]}
+    settings = changed - {_NAME}
+    if settings:  # first, for they may be refused
+        await _set_defaults(cluster, {name: wanted[name] for name in settings}, shown["version"])
     if _NAME in changed:
         await cluster.admin.rename_cluster(wanted[_NAME], expected_version=shown["cluster_version"])
-    settings = changed - {_NAME}
-    if not settings:
-        return
-    given = {name: wanted[name] for name in settings if wanted[name] is not None}
+
+
+async def _set_defaults(cluster: Cluster, wanted: dict[str, Any], version: int) -> None:
+    given = {name: value for name, value in wanted.items() if value is not None}
     fields = {field: given[name] for name, field in RETENTION_SETTINGS.items() if name in given}
     await cluster.namespaces.set(
         "",
@@ -293,6 +296,6 @@ async def _apply(cluster: Cluster, wanted: dict[str, Any], shown: Json) -> None:
         spread=given.get("spread"),
         near=given.get("near"),
         retention=Retention(**fields),
-        inherit=[name for name in settings if wanted[name] is None],
-        expected_version=shown["version"],
+        inherit=[name for name in wanted if name not in given],
+        expected_version=version,
     )

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sharedlog.v1 import types_pb2 as sharedlog_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sharedlog/v1/cluster_config.proto\x12\x0csharedlog.v1\x1a\x18sharedlog/v1/types.proto\"\x18\n\x16\x44\x65scribeClusterRequest\"`\n\x17\x44\x65scribeClusterResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\ncreated_ms\x18\x03 \x01(\x04\x12\x0f\n\x07version\x18\x04 \x01(\x04\"X\n\x14RenameClusterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x10\x65xpected_version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"O\n\x15RenameClusterResponse\x12\x36\n\x07\x63luster\x18\x01 \x01(\x0b\x32%.sharedlog.v1.DescribeClusterResponse\"&\n\x13\x44\x65scribeNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"N\n\x14\x44\x65scribeNodeResponse\x12\'\n\x08settings\x18\x01 \x03(\x0b\x32\x15.sharedlog.v1.Setting\x12\r\n\x05known\x18\x02 \x01(\r2\xa7\x02\n\x14\x43lusterConfigService\x12^\n\x0f\x44\x65scribeCluster\x12$.sharedlog.v1.DescribeClusterRequest\x1a%.sharedlog.v1.DescribeClusterResponse\x12X\n\rRenameCluster\x12\".sharedlog.v1.RenameClusterRequest\x1a#.sharedlog.v1.RenameClusterResponse\x12U\n\x0c\x44\x65scribeNode\x12!.sharedlog.v1.DescribeNodeRequest\x1a\".sharedlog.v1.DescribeNodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!sharedlog/v1/cluster_config.proto\x12\x0csharedlog.v1\x1a\x18sharedlog/v1/types.proto\"\x18\n\x16\x44\x65scribeClusterRequest\"`\n\x17\x44\x65scribeClusterResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\ncreated_ms\x18\x03 \x01(\x04\x12\x0f\n\x07version\x18\x04 \x01(\x04\"X\n\x14RenameClusterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x10\x65xpected_version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x13\n\x11_expected_version\"O\n\x15RenameClusterResponse\x12\x36\n\x07\x63luster\x18\x01 \x01(\x0b\x32%.sharedlog.v1.DescribeClusterResponse\"&\n\x13\x44\x65scribeNodeRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"_\n\x14\x44\x65scribeNodeResponse\x12\'\n\x08settings\x18\x01 \x03(\x0b\x32\x15.sharedlog.v1.Setting\x12\r\n\x05known\x18\x02 \x01(\r\x12\x0f\n\x07node_id\x18\x03 \x01(\t2\xa7\x02\n\x14\x43lusterConfigService\x12^\n\x0f\x44\x65scribeCluster\x12$.sharedlog.v1.DescribeClusterRequest\x1a%.sharedlog.v1.DescribeClusterResponse\x12X\n\rRenameCluster\x12\".sharedlog.v1.RenameClusterRequest\x1a#.sharedlog.v1.RenameClusterResponse\x12U\n\x0c\x44\x65scribeNode\x12!.sharedlog.v1.DescribeNodeRequest\x1a\".sharedlog.v1.DescribeNodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,7 +43,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBENODEREQUEST']._serialized_start=372
   _globals['_DESCRIBENODEREQUEST']._serialized_end=410
   _globals['_DESCRIBENODERESPONSE']._serialized_start=412
-  _globals['_DESCRIBENODERESPONSE']._serialized_end=490
-  _globals['_CLUSTERCONFIGSERVICE']._serialized_start=493
-  _globals['_CLUSTERCONFIGSERVICE']._serialized_end=788
+  _globals['_DESCRIBENODERESPONSE']._serialized_end=507
+  _globals['_CLUSTERCONFIGSERVICE']._serialized_start=510
+  _globals['_CLUSTERCONFIGSERVICE']._serialized_end=805
 # @@protoc_insertion_point(module_scope)

@@ -140,8 +140,11 @@ class DescribeNodeResponse(_message.Message):
 
     SETTINGS_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
     known: _builtins.int
     """Settings that there are."""
+    node_id: _builtins.str
+    """Who answers for itself."""
     @_builtins.property
     def settings(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Setting]:
         """Settings that differ from their defaults, by their names in docs/configuration.md, e.g. "log_server.reserve_bytes". Source: "file",
@@ -153,10 +156,11 @@ class DescribeNodeResponse(_message.Message):
         *,
         settings: _abc.Iterable[_types_pb2.Setting] | None = ...,
         known: _builtins.int = ...,
+        node_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["known", b"known", "node_id", b"node_id", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

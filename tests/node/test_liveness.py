@@ -122,6 +122,21 @@ def test_only_those_who_can_do_work_are_usable() -> None:
     run_virtual(main)
 
 
+def test_nobody_waits_for_a_node_that_is_gone() -> None:
+    """It was removed and is switched off, at an address where nothing answers at all."""
+
+    async def main() -> None:
+        world = cluster(nodes=2)
+        world.put_nodes(node_record("n3", state="gone"))
+        world.pings.answers["n3"] = "silent"
+        async with running(world, "n1") as part:
+            began_s = part.clock.monotonic_s()
+            assert names(await part.liveness.survey()) == ["n1", "n2"]
+            assert part.clock.monotonic_s() - began_s < 0.1
+
+    run_virtual(main)
+
+
 def test_what_was_heard_by_the_way_counts_and_fades() -> None:
     """Heartbeats of others are believed; a death that nobody repeats is forgotten in time."""
 
