@@ -23,7 +23,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "everything": {
         "nodes": 5,
-        "metadata": "s3://bucket/meta",
+        "metadata": "etcd://etcd-0.etcd:2379,etcd-1.etcd:2379/logs",
         "config": SETTINGS,
         "zone": {"source": "nodeLabels"},
         "envFrom": [{"secretRef": {"name": "keys"}}],
@@ -101,12 +101,9 @@ def test_a_node_of_the_chart_starts_with_its_settings() -> None:
     assert tomllib.loads(settings)["log_server"]["reserve_bytes"] == 134_217_728
     pod = one(objects, "StatefulSet")["spec"]["template"]["spec"]
     fixed = {it["name"]: it["value"] for it in pod["containers"][0]["env"] if "value" in it}
-    # Kubernetes fills in the pod's name; until then etcd's and S3's URLs are this release's matter.
-    name = {"SHAREDLOG_NODE_ID": "demo-sharedlog-0", "SHAREDLOG_METADATA": "embedded://m:4100"}
-    environ = {
-        variable: value.replace("$(SHAREDLOG_NODE_ID)", "demo-sharedlog-0")
-        for variable, value in {**fixed, **name}.items()
-    }
+    pod_name = "demo-sharedlog-0"  # which Kubernetes fills in
+    environ = {name: it.replace("$(SHAREDLOG_NODE_ID)", pod_name) for name, it in fixed.items()}
+    environ["SHAREDLOG_NODE_ID"] = pod_name
     done = subprocess.run(
         [sys.executable, "-m", "node", "--config", "/dev/stdin", "--print-config"],
         input=settings,
@@ -118,6 +115,7 @@ def test_a_node_of_the_chart_starts_with_its_settings() -> None:
     assert done.returncode == 0, done.stderr
     assert "unknown" not in done.stderr
     found = json.loads(done.stdout)
+    assert found["metadata"] == VALUES["everything"]["metadata"]
     assert found["advertise"] == "demo-sharedlog-0.demo-sharedlog-nodes.logs.svc:4100"
     assert (found["log_server"]["reserve_bytes"], found["replicas"]) == (134_217_728, 3)
     grace_s = pod["terminationGracePeriodSeconds"]

@@ -20,7 +20,6 @@ from node.config import load_config
 DOCKERFILE = DEPLOY / "Dockerfile"
 COMPOSE = DEPLOY / "compose.yaml"
 UNIT = DEPLOY / "systemd" / "sharedlogd.service"
-ACCEPTED_METADATA = "embedded://m:4100"
 
 
 def run(*arguments: str) -> str:
@@ -89,8 +88,9 @@ def test_the_compose_files_nodes_have_settings_that_there_are() -> None:
     nodes = {name: it for name, it in services.items() if "SHAREDLOG_NODE_ID" in str(it)}
     assert sorted(nodes) == ["n1", "n2", "n3"]
     for name, service in nodes.items():
-        environ = {**service["environment"], "SHAREDLOG_METADATA": ACCEPTED_METADATA}
-        config = load_config(None, environ=environ, flags={})
+        config = load_config(None, environ=service["environment"], flags={})
+        members = config.metadata.removeprefix("etcd://").partition("/")[0]
+        assert {it.partition(":")[0] for it in members.split(",")} <= set(services)
         assert config.node_id == name
         assert config.archive.url.startswith("s3://")
         assert int(service["stop_grace_period"].removesuffix("s")) > config.shutdown_grace_s
@@ -131,7 +131,7 @@ def test_the_unit_waits_for_the_hand_over() -> None:
     (stop_s,) = re.findall(r"^TimeoutStopSec=(\d+)s$", text, re.MULTILINE)
     (variables,) = re.findall(r"^Environment=(.+)$", text, re.MULTILINE)
     environ = dict(it.split("=", 1) for it in variables.split())
-    flags = {"node_id": "n1", "metadata": ACCEPTED_METADATA}
+    flags = {"node_id": "n1", "metadata": "embedded://m:4100"}
     config = load_config(None, environ=environ, flags=flags)
     assert int(stop_s) > config.shutdown_grace_s
     assert config.dir == "/var/lib/sharedlog"
