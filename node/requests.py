@@ -28,7 +28,7 @@ from sharedlog.clock import Clock
 from sharedlog.errors import SharedLogError
 from sharedlog.rpc.caller import caller
 from sharedlog.rpc.grpc_server import GrpcServerStream
-from sharedlog.rpc.methods import PING
+from sharedlog.rpc.methods import APPEND_SESSION, PING
 from sharedlog.rpc.transport import (
     CallHandler,
     Method,
@@ -114,12 +114,13 @@ class Requests:
             self._server.add_stream(method, handler)
             return
         name, clock = _name_of(method), self._clock
+        watch = _WatchedSession if method.path == APPEND_SESSION.path else _Watched
 
         async def serve(stream: ServerStream[Resp, Req]) -> None:
             notes: dict[str, object] = {}
             _NOTES.set(notes)
             begun_s = clock.monotonic_s()
-            watched = _Watched(stream, clock)
+            watched = watch(stream, clock)
             outcome = "failed"
             try:
                 await handler(watched)
@@ -144,48 +145,66 @@ class Requests:
 
 
 class _Watched(Generic[Resp, Req]):
-    """A stream of which is known when it first answered and, of append sessions, what."""
+    """A stream of which is known when it first answered."""
 
-    __slots__ = ("_clock", "_stream", "batches", "first_offset", "first_s", "last_offset")
+    __slots__ = ("_clock", "first_s", "stream")
 
     def __init__(self, stream: ServerStream[Resp, Req], clock: Clock) -> None:
-        self._stream = stream
+        self.stream = stream
         self._clock = clock
         self.first_s: float | None = None
-        self.batches = 0
-        self.first_offset: int | None = None
-        self.last_offset: int | None = None  # the first one of the last batch
 
     async def send(self, message: Resp) -> None:
         """See `Stream.send`."""
         if self.first_s is None:
             self.first_s = self._clock.monotonic_s()
-        elif isinstance(message, log_pb2.AppendSessionResponse):
-            self._count(message)
-        await self._stream.send(message)
+        await self.stream.send(message)
 
     async def receive(self) -> Req | None:
         """See `Stream.receive`."""
-        return await self._stream.receive()
-
-    def _count(self, message: log_pb2.AppendSessionResponse) -> None:
-        results = message.results
-        if not results:
-            return
-        self.batches += len(results)
-        if not results[-1].HasField("error"):
-            self.last_offset = results[-1].first_offset
-        if self.first_offset is None and not results[0].HasField("error"):
-            self.first_offset = results[0].first_offset
+        return await self.stream.receive()
 
     def told(self) -> dict[str, object]:
         """What is known of it, for the line."""
-        told: dict[str, object] = {}
-        if self.batches:
-            told |= {"batches": self.batches, "first": self.first_offset, "last": self.last_offset}
-        if isinstance(self._stream, GrpcServerStream):
-            told |= {"bytes_in": self._stream.received_bytes, "bytes_out": self._stream.sent_bytes}
+        if not isinstance(self.stream, GrpcServerStream):
+            return {}
+        return {"bytes_in": self.stream.received_bytes, "bytes_out": self.stream.sent_bytes}
+
+
+class _WatchedSession(_Watched[Resp, Req]):
+    """An append session. Its messages are kept rather than looked into: they are many."""
+
+    __slots__ = ("_batches", "_first", "_last")
+
+    def __init__(self, stream: ServerStream[Resp, Req], clock: Clock) -> None:
+        super().__init__(stream, clock)
+        self._batches = 0
+        self._first: log_pb2.AppendSessionResponse | None = None
+        self._last: log_pb2.AppendSessionResponse | None = None
+
+    async def send(self, message: Resp) -> None:
+        """See `Stream.send`."""
+        assert isinstance(message, log_pb2.AppendSessionResponse)
+        if self.first_s is None:
+            self.first_s = self._clock.monotonic_s()
+        elif count := len(message.results):
+            self._batches += count
+            self._last = message
+            if self._first is None:
+                self._first = message
+        await self.stream.send(message)
+
+    def told(self) -> dict[str, object]:
+        """The first offset of the first and of the last batch; null if that one was refused."""
+        told: dict[str, object] = super().told()
+        if self._first is not None and self._last is not None:
+            first, last = self._first.results[0], self._last.results[-1]
+            told |= {"batches": self._batches, "first": _offset(first), "last": _offset(last)}
         return told
+
+
+def _offset(result: log_pb2.AppendResult) -> int | None:
+    return None if result.HasField("error") else result.first_offset
 
 
 def _is_public(method: Method[Any, Any]) -> bool:
