@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from metadata.core import check_cluster_name
 from metadata.encoding import decode_cluster, encode_cluster
+from metadata.moved import check_moved
 from metadata.namespace_registry import (
     StoredNamespace,
     fetch_namespaces,
@@ -75,10 +76,14 @@ async def fetch_cluster(store: MetadataStore) -> StoredCluster | None:
     """The cluster of this store, None if there is none yet.
 
     Raises:
-        MetadataUnavailable, MetadataCorrupt.
+        MetadataUnavailable, MetadataCorrupt. WrongCluster: it was moved to another store, or is on
+            the way here.
     """
     entry = await store.get(CLUSTER_KEY)
-    return None if entry is None else StoredCluster(decode_cluster(entry), entry.version)
+    if entry is None:
+        return None
+    check_moved(entry.value)
+    return StoredCluster(decode_cluster(entry), entry.version)
 
 
 async def init_cluster(

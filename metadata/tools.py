@@ -65,7 +65,6 @@ def _parser() -> argparse.ArgumentParser:
     dump.add_argument("--prefix", default="")
     dump.add_argument("--out", default=STDIO)
     get = commands.add_parser("get", help="print one value")
-    get.add_argument("--json", action="store_true")
     put = commands.add_parser("put", help="set one value")
     put.add_argument("--expect-version", type=int, required=True)
     put.add_argument("--file", default=STDIO)
@@ -73,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     put.add_argument("--dry-run", action="store_true", help="show what it would change")
     for command in (get, put):
         command.add_argument("key")
+        command.add_argument("--json", action="store_true")
     for command in (dump, get, put):
         command.add_argument("--metadata", default="", metavar="URL")
     move = commands.add_parser("migrate", help="move a cluster to another store")
@@ -163,7 +163,10 @@ async def _put(options: argparse.Namespace, store: MetadataStore) -> int:
         _say("\n".join(changes) if changes else "nothing would change")
         return EXIT_DONE
     version = await store.put(key, value, expected=expected)
-    _print_json({"key": key, "version": version})
+    if options.json:
+        _print_json({"key": key, "version": version})
+    else:
+        _say(f"version {version}")
     return EXIT_DONE
 
 

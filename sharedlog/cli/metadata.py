@@ -87,8 +87,9 @@ sharedlog metadata dump --config node.toml -o backup.ndjson
 )
 @click.option("--prefix", default="", metavar="PREFIX", help="Only keys that begin like that.")
 @click.option("-o", "--out", default="-", metavar="FILE", help="Where to; -: stdout.  [default: -]")
+@click.option("--json", "_json", is_flag=True, help="As it is anyway.")
 @_store_options
-def dump(url: str, config: Path | None, *, prefix: str, out: str) -> None:
+def dump(url: str, config: Path | None, *, prefix: str, out: str, _json: bool) -> None:
     """Print all keys with versions and values, a JSON object for each.
 
     A file appears when it is whole. Each value is as it was at some moment while the command ran.
@@ -141,7 +142,10 @@ sharedlog metadata put nodes/n1 --expect-version 41 --file n1.json --config node
 @click.option("--unchecked", is_flag=True, help="Take a value that no node could use.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_store_options
+@output_options
+@pass_settings
 def put(
+    settings: Settings,
     key: str,
     url: str,
     config: Path | None,
@@ -159,7 +163,9 @@ def put(
     if source == "-" and not yes:
         raise click.UsageError("with the value on stdin nobody can be asked: --yes, or --file")
     value = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-    flags = [f"--expect-version={expect_version}", *(["--unchecked"] if unchecked else [])]
+    chosen = {"--unchecked": unchecked, "--json": settings.json}
+    flags = [flag for flag, given in chosen.items() if given]
+    flags.append(f"--expect-version={expect_version}")
     words = ["put", *flags, *_which(url, config), "--", key]
     if not yes:
         code = _run([words[0], "--dry-run", *words[1:]], value)

@@ -91,7 +91,7 @@ async def test_a_value_is_mended(
         "roles": ["log-server"],
     }
     put = ("metadata", "put", "nodes/n1", "--expect-version")
-    first = cli.ok(*put, "0", "--yes", stdin=json.dumps(node).encode()).json["version"]
+    first = cli.ok(*put, "0", "--yes", "--json", stdin=json.dumps(node).encode()).json["version"]
     changed = tmp_path / "n1.json"
     changed.write_text(json.dumps(node | {"location": "eu"}))
     shown = cli(*put, str(first), "--file", str(changed), stdin=b"n\n")
