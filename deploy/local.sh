@@ -64,7 +64,8 @@ start_etcd() {
       --advertise-client-urls "http://127.0.0.1:$((PORT + 20 + number))" \
       --listen-peer-urls "http://127.0.0.1:$((PORT + 30 + number))" \
       --initial-advertise-peer-urls "http://127.0.0.1:$((PORT + 30 + number))" \
-      --initial-cluster "$cluster" --initial-cluster-state new --logger zap
+      --initial-cluster "$cluster" --initial-cluster-state new --logger zap \
+      --auto-compaction-mode periodic --auto-compaction-retention 1h
   done
   for number in 1 2 3; do
     await "etcd$number" "http://127.0.0.1:$((PORT + 20 + number))/health"
