@@ -353,6 +353,17 @@ async def test_status_counts(served: Served) -> None:
     assert status.space.used_bytes > 0
     assert served.metric("loglets") == 2
     assert served.metric("commit_seconds_count") == 2
+    assert served.metric("seals_total") == 1
+
+
+async def test_an_idle_server_says_how_much_room_it_has(tmp_path: Path) -> None:
+    """From its start on, though nothing was ever stored; and as it was last once it has ended, when
+    the store can't be asked any more."""
+    async with serve(open_store(tmp_path)) as server:
+        free, used = server.metric("store_free_bytes"), server.metric("store_used_bytes")
+        assert free > 0
+        assert used > 0
+    assert server.metric("store_used_bytes") == used
 
 
 async def test_a_damaged_repeat_is_refused(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ async def _a_replica_that_has_not_opened_is_left_alone() -> None:
         record = await cluster.put_log(segment)
         mended = await backfill_of(cluster).mend(record, segment)
         assert not mended.complete
+        assert mended.lacking == 4, "a copy of each record"
         assert cluster.held("n3", segment) == []
         await cluster.put("n3", segment, (0, 4))
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from metadata.core import Load
 from metadata.reconfiguration import Change, plan_next
@@ -30,6 +31,7 @@ from node.controller.core import (
 )
 from node.controller.index import SegmentIndex
 from node.controller.ledger import Ledger
+from node.controller.metrics import ControllerMetrics
 from sharedlog.ids import Generation, LogId, NodeId, Offset, SequencerId, StorageId
 
 CONFIG = ControllerConfig()
@@ -384,6 +386,40 @@ def test_the_ledger_remembers_what_is_complete() -> None:
     assert due()
     ledger.on_mended(ONE, closed, mended(errors=("full",)))
     assert due()
+
+
+def test_the_ledger_sums_up_what_is_lacking() -> None:
+    """Field note 31: of closed segments as last found, not of open ones."""
+    ledger, closed = Ledger(), ONE.chain[0]
+    ledger.on_mended(ONE, closed, mended(lacking=5, away=(NodeId("n3"),)))
+    two = replace(ONE, log_id=LogId(ONE.log_id + 1))
+    ledger.on_mended(two, closed, mended(lacking=2, errors=("full",)))
+    assert (ledger.lacking, ledger.lacking_records) == (2, 7)
+    ledger.on_mended(ONE, closed, mended(lacking=3, away=(NodeId("n3"),)))
+    ledger.on_mended(ONE, ONE.open_segment, mended(lacking=9))
+    assert (ledger.lacking, ledger.lacking_records) == (2, 5)
+    ledger.on_mended(ONE, closed, mended(complete=True))
+    assert (ledger.lacking, ledger.lacking_records) == (1, 2)
+    ledger.forget_all()
+    assert (ledger.lacking, ledger.lacking_records) == (0, 0)
+
+
+def test_who_is_not_the_controller_any_more_tells_nothing() -> None:
+    """Another node tells of the cluster's backlog then, and both together would count it twice."""
+    registry = CollectorRegistry()
+    metrics = ControllerMetrics(registry)
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"sharedlog_controller_{name}", labels)
+
+    metrics.leads.set(1)
+    metrics.segments_lacking.set(4)
+    metrics.records_lacking.set(40)
+    metrics.waiting({"tend": 3, "failover": 0})
+    assert (value("waiting_logs", work="tend"), value("waiting_logs", work="failover")) == (3, 0)
+    metrics.resigned()
+    assert [value(it) for it in ("leads", "segments_lacking", "records_lacking")] == [0, 0, 0]
+    assert value("waiting_logs", work="tend") is None
 
 
 def test_a_loss_is_told_once_all_were_asked() -> None:

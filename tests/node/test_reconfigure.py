@@ -82,6 +82,9 @@ def test_a_killed_node_that_held_the_log_costs_no_time() -> None:
             assert value(mover, "sharedlog_node_repaired_records_total") == 1
             labels = {"kind": "unplanned", "cause": "other", "outcome": "won"}
             assert value(mover, "sharedlog_node_reconfigurations_total", **labels) == 1
+            assert value(mover, "sharedlog_node_sealed_segments_total", cause="other") == 1
+            name = "sharedlog_node_reconfiguration_seconds_count"
+            assert value(mover, name, outcome="won") == 1
 
     run_in(world, main)
 
