@@ -34,7 +34,7 @@ launch() { # NAME COMMAND...: in the background, unless it runs; what it says is
   note_pid "$name" $! || { echo "$name ended at once: $dir/log/$name.log says why" >&2; exit 1; }
 }
 
-await() { # NAME URL: until it answers 200, for up to a minute
+await() { # NAME URL: until it answers 200, for up to two minutes
   local pid
   read -r pid _ <"$dir/run/$1.pid"
   "$PYTHON" - "$pid" "$2" <<'PY' || { echo "$1 does not answer at $2: see $dir/log/$1.log" >&2; exit 1; }
@@ -45,7 +45,7 @@ from pathlib import Path
 
 process = Path("/proc", sys.argv[1], "stat")
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-until_s = time.monotonic() + 60
+until_s = time.monotonic() + 120
 while True:
     try:
         opener.open(sys.argv[2], timeout=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -80,6 +81,19 @@ def test_the_compose_file_is_one() -> None:
     """By its schema."""
     schema = ("--builtin-schema", "vendor.compose-spec")
     run(command("check-jsonschema"), *schema, str(COMPOSE))
+
+
+@pytest.mark.slow
+def test_docker_reads_the_compose_file() -> None:
+    """As well as its schema does, where Docker's plugin is; no engine is needed."""
+    docker = shutil.which("docker")
+    ask = [docker or "docker", "compose"]
+    if (
+        docker is None
+        or subprocess.run([*ask, "version"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("no `docker compose` here; Docker's own packages have it")
+    run(*ask, "--file", str(COMPOSE), "config", "--quiet")
 
 
 def test_the_compose_files_nodes_have_settings_that_there_are() -> None:
