@@ -6,6 +6,7 @@ What the archive (`loglet/archive/s3_store.py`) and the metadata store both stan
     settings.py   how a server is spoken to       requests.py  a request, once or until it succeeds
     client.py     the library, loaded late        ranges.py    which bytes of an object
     values.py     read, swap, list, delete        trial.py     whether the conditions are honoured
+    listing.py    reading a page of a listing
 
 The metadata store alone:
 

@@ -5,6 +5,7 @@ Nothing else here knows how the library is set up. What it is told, and why:
 - no repetitions: the sender knows what is safe to repeat, and waits by the given clock;
 - checksums only where they are required: servers that are not Amazon's refuse what they do not
   know, and `S3Values` sends its own where they are taken;
+- the objects of a listing are read by `listing.py`, as the library is slow at it;
 - no `Expect: 100-continue`: aiohttp would wait for ever for a server that does not know it.
 """
 
@@ -15,6 +16,7 @@ from contextlib import AsyncExitStack
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, cast
 
+from metadata.s3 import listing
 from metadata.s3.settings import S3Settings
 
 if TYPE_CHECKING:
@@ -65,4 +67,5 @@ async def open_client(settings: S3Settings, stack: AsyncExitStack) -> S3Client:
     )
     client = cast("S3Client", await stack.enter_async_context(made))
     client.meta.events.unregister("before-call.s3", add_expect_header)
+    client.meta.events.register(listing.EVENT, listing.take_objects)
     return client

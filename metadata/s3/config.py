@@ -38,7 +38,7 @@ class MetadataS3Config:
     poll_interval_s: float = 0.5
     """How often a process looks for what others have changed: one listing of a page for each 1,000
     nodes and logs. What the process itself changes it knows at once. 0.5 is 172,800 listings a day
-    for each node."""
+    for each node. A poll that takes long is followed by a pause of at least four times that."""
 
     timeout_s: float = 5.0
     """A call is tried for so long."""

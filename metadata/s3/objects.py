@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
@@ -158,15 +158,16 @@ class Objects:
                 if kept is not None and kept.etag == it.version:
                     self._kept.move_to_end(it.key)
                     found.append(kept)
-                else:
+                elif key_of(it.key) is not None:
                     missing.append(it.key)
         found += await self.read_all(missing)
         return sorted(found, key=lambda it: it.finding.key)
 
     async def spanned(self, prefixes: Collection[str]) -> dict[str, str]:
-        """Name and ETag of all objects under keys that begin with one of these.
+        """Name and ETag of all objects whose names begin as those of such keys do.
 
-        One walk from the least to the greatest: what lies before and behind costs nothing.
+        Some may be no keys' names. One walk from the least to the greatest: what lies before and
+        behind costs nothing.
 
         **Cancellation:** ends it.
         """
@@ -182,11 +183,13 @@ class Objects:
                     break
         return found
 
-    async def _pages(self, begin: str, *, after: str = "") -> AsyncGenerator[list[Listed], None]:
+    async def _pages(
+        self, begin: str, *, after: str = ""
+    ) -> AsyncGenerator[Sequence[Listed], None]:
         token = ""
         while True:
             page = await self._page(begin, token, after)
-            yield [it for it in page.listed if key_of(it.key) is not None]
+            yield page.listed
             token = page.token
             if not token:
                 return

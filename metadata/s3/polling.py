@@ -35,6 +35,8 @@ from sharedlog.tasks import run_together
 
 log = logging.getLogger(__name__)
 
+SHARE_MAX: Final = 0.2
+"""Of the time is spent polling: with many thousands of keys a poll takes its time."""
 WARN_AFTER_TRIES: Final = 5
 """Polls in a row without an answer that are too many to be a hiccup; one warning is logged."""
 
@@ -129,9 +131,12 @@ class Polling:
             )
 
     async def _poll(self) -> None:
-        self._due_s = self._clock.monotonic_s() + self._interval_s
+        started_s = self._clock.monotonic_s()
+        self._due_s = started_s + self._interval_s
         try:
             await self._look()
+            took_s = self._clock.monotonic_s() - started_s
+            self._due_s = started_s + max(self._interval_s, took_s / SHARE_MAX)
         except SharedLogError as error:
             self._tries += 1
             level = logging.WARNING if self._tries == WARN_AFTER_TRIES else logging.DEBUG
@@ -148,7 +153,11 @@ class Polling:
     async def _look(self) -> None:
         before = set(self._seen)
         listed = await self._objects.spanned({watcher.prefix for watcher in self._watchers})
-        changed = [name for name, etag in listed.items() if self._seen.get(name) != etag]
+        changed = [
+            name
+            for name, etag in listed.items()
+            if self._seen.get(name) != etag and key_of(name) is not None
+        ]
         lacking = [name for name in before & self._seen.keys() if name not in listed]
         # In the order in which they were written, as far as that is known.
         for found in sorted(await self._objects.read_all(changed + lacking), key=_version):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from metadata.errors import MetadataCorrupt
 from metadata.s3.config import MetadataS3Config
+from metadata.s3.listing import take_objects
 from metadata.s3.names import NAME_BYTES_MAX, check_name, key_of, name_of, prefix_of
 from metadata.s3.objects import Damaged, Removed
 from metadata.s3.records import (
@@ -230,3 +231,40 @@ def test_what_was_removed_is_told_once() -> None:
 def test_settings_that_can_not_be_right(settings: dict[str, object], words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):
         MetadataS3Config(**settings).validate()  # type: ignore[arg-type]  # fields of the class
+
+
+PAGE = """<?xml version="1.0" encoding="UTF-8"?>
+<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name>
+<EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>
+<Contents><Key>p/a%3D&amp;b=</Key><LastModified>2026-11-28T12:00:00.500Z</LastModified>
+<ETag>&quot;e1&quot;</ETag><Size>7</Size><StorageClass>STANDARD</StorageClass></Contents>
+<Contents><Key>p/c=</Key><LastModified>2026-11-28T12:00:01Z</LastModified>
+<ETag>e2</ETag><Size>0</Size></Contents>
+<NextContinuationToken>next</NextContinuationToken></ListBucketResult>"""
+
+
+@pytest.mark.parametrize("page", [PAGE, PAGE.replace(' xmlns="http', ' other="http')])
+def test_objects_are_taken_out_of_a_listing(page: str) -> None:
+    """As the library would have read them; the rest stays for it to read."""
+    answer = {"status_code": 200, "body": page.encode()}
+    taken: dict[str, list[dict[str, object]]] = {}
+    take_objects(answer, taken)
+    first, second = taken["Contents"]
+    assert (first["Key"], first["ETag"], first["Size"]) == ("p/a%3D&b=", '"e1"', 7)
+    assert str(first["LastModified"]) == "2026-11-28 12:00:00.500000+00:00"
+    assert (second["Key"], second["ETag"], second["Size"]) == ("p/c=", "e2", 0)
+    left = answer["body"]
+    assert isinstance(left, bytes)
+    assert b"Contents" not in left
+    assert b"next<" in left
+    assert b">url<" in left
+
+
+@pytest.mark.parametrize(
+    ("code", "body"), [(200, PAGE[:300]), (200, ""), (503, PAGE), (200, "<a><Contents/></a>")]
+)
+def test_what_is_no_listing_is_left_to_the_library(code: int, body: str) -> None:
+    answer = {"status_code": code, "body": body.encode()}
+    taken: dict[str, object] = {}
+    take_objects(answer, taken)
+    assert (answer["body"], taken) == (body.encode(), {})
