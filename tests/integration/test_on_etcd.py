@@ -11,14 +11,19 @@ from helpers.etcd_server import shared_etcd
 from helpers.processes import PATIENT
 
 import sharedlog
-from sharedlog import Cluster, SharedLogError
+from sharedlog import Cluster, Log, LogUnavailable, SharedLogError
 from sharedlog.dev_cluster import DevCluster
 from sharedlog.v1 import cluster_pb2
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
-SETTINGS = PATIENT | {"SHAREDLOG_METADATA_ETCD__TIMEOUT_S": "1.5"}
+SETTINGS = PATIENT | {
+    "SHAREDLOG_METADATA_ETCD__TIMEOUT_S": "1.5",
+    # No failover is under way when etcd is killed: a log that is sealed then waits for it.
+    "SHAREDLOG_CONTROLLER__MISSED_MAX": "20",
+    "SHAREDLOG_SEQUENCER__QUORUM_TIMEOUT_S": "20",
+}
 
 
 async def metadata_problem(client: Cluster) -> str:
@@ -32,6 +37,23 @@ async def until_problem(client: Cluster, *, there: bool) -> cluster_pb2.GetStatu
         while bool(await metadata_problem(client)) != there:  # noqa: ASYNC110  another process's view
             await asyncio.sleep(0.1)
         return await client.status()
+
+
+async def create_log(client: Cluster) -> Log:
+    """Once each node has seen that the others have opened their ports."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await client.create_log("orders", replicas=3)
+            except LogUnavailable:
+                await asyncio.sleep(0.1)
+
+
+async def until_known(address: str) -> None:
+    """Wait until this node has heard of the log: one that has not must ask the store for it."""
+    async with sharedlog.connect(address) as client, asyncio.timeout(30):
+        while not await client.list_logs():  # noqa: ASYNC110  another process's view
+            await asyncio.sleep(0.05)
 
 
 async def until_ordered_by(client: Cluster, node_id: str) -> None:
@@ -55,11 +77,14 @@ async def test_without_etcd_appends_and_reads_go_on_and_reconfigurations_wait(
         DevCluster(tmp_path / "cluster", metadata_url=url, settings=SETTINGS) as cluster,
         sharedlog.connect(cluster.addresses) as client,
     ):
-        log = await client.create_log("orders", replicas=3)
+        log = await create_log(client)
         assert await log.append(b"0") == 0
         status = await client.status()
         assert status.metadata == url
         assert not await metadata_problem(client)
+
+        for address in cluster.addresses:
+            await until_known(address)
 
         etcd.kill_all()
         for number in range(1, 101):
