@@ -9,14 +9,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from metadata.cluster_registry import Difference, InitResult, Wanted, init_cluster
 from metadata.namespaces import NamespaceChange
 from metadata.quorum import make_spread
+from metadata.tool_settings import load_settings
 from metadata.url import open_metadata_store
 from sharedlog.clock import SystemClock
 from sharedlog.errors import InvalidArgument, SharedLogError
@@ -55,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m metadata.init", description=__doc__)
-    parser.add_argument("--metadata", required=True, metavar="URL")
+    parser.add_argument("--metadata", default="", metavar="URL")
+    parser.add_argument("--config", type=Path, metavar="FILE")
     parser.add_argument("--name", default="")
     parser.add_argument("--replicas", type=int)
     parser.add_argument("--write-quorum", type=int)
@@ -82,8 +86,12 @@ async def _run(options: argparse.Namespace) -> InitResult:
         near=options.near,
         retention=retention,
     )
+    url, settings = load_settings(options.config, os.environ)
+    url = options.metadata or url
+    if not url:
+        raise InvalidArgument("which metadata store: --metadata URL, or --config FILE")
     clock, transport = SystemClock(), GrpcTransport()
-    store = open_metadata_store(options.metadata, transport, clock=clock, new_id=_uuid)
+    store = open_metadata_store(url, transport, clock=clock, new_id=_uuid, settings=settings)
     try:
         return await init_cluster(
             store,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +18,7 @@ from sharedlog.cli.app import (
     pass_settings,
 )
 from sharedlog.cli.failures import SilentExit
+from sharedlog.cli.metadata import config_option, run_tool
 from sharedlog.cli.output import Column, iso_time, plural, print_json, print_table
 from sharedlog.cli.placement import parse_near, parse_spread, placement_options
 from sharedlog.cli.retention import retention_options
@@ -55,16 +56,16 @@ def cluster() -> None:
     cls=ExamplesCommand,
     examples="""
 sharedlog cluster init --metadata embedded://10.0.0.1:4099 --name prod --dry-run
-sharedlog cluster init --metadata embedded://10.0.0.1:4099 --name prod --replicas 3 --spread zone:2
+sharedlog cluster init --config node.toml --name prod --replicas 3 --spread zone:2
 """,
 )
 @click.option(
     "--metadata",
-    required=True,
+    default="",
     metavar="URL",
-    envvar="SHAREDLOG_METADATA",
-    help="The metadata store, as nodes are told it.  [env: SHAREDLOG_METADATA]",
+    help="Which store.  [env: SHAREDLOG_METADATA; default: as --config says]",
 )
+@config_option
 @click.option("--name", default="", metavar="NAME", help="Of the cluster, for people and nodes.")
 @click.option("--replicas", type=click.IntRange(min=1), metavar="N", help="Copies of each record.")
 @click.option(
@@ -82,6 +83,7 @@ def init(
     settings: Settings,
     *,
     metadata: str,
+    config: Path | None,
     name: str,
     replicas: int | None,
     write_quorum: int | None,
@@ -99,9 +101,9 @@ def init(
     code is 3. A node that is told the cluster's name (its setting `cluster`) waits for it to be
     made, and refuses another; without one the first node makes the cluster.
     """
-    from sharedlog.cli.store import require_server_packages, run_module
-
     given = {
+        "metadata": metadata or None,
+        "config": config,
         "name": name or None,
         "replicas": replicas,
         "write-quorum": write_quorum,
@@ -113,9 +115,7 @@ def init(
     }
     flags = [f"--{flag}={value}" for flag, value in given.items() if value is not None]
     flags += [*(["--dry-run"] if dry_run else []), *(["--json"] if settings.json else [])]
-    require_server_packages()
-    sys.stdout.flush()
-    raise SilentExit(run_module("metadata.init", f"--metadata={metadata}", *flags))
+    raise SilentExit(run_tool(flags, module="metadata.init"))
 
 
 @click.command(cls=ExamplesCommand, examples="sharedlog cluster describe --json")

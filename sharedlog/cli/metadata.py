@@ -56,7 +56,8 @@ def metadata() -> None:
     """
 
 
-def _config_option(function: Function) -> Function:
+def config_option(function: Function) -> Function:
+    """--config."""
     return click.option(
         "--config",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -74,7 +75,7 @@ def _store_options(function: Function) -> Function:
         default="",
         help="Which store.  [env: SHAREDLOG_METADATA; default: as --config says]",
     )(function)
-    return _config_option(function)
+    return config_option(function)
 
 
 @click.command(
@@ -168,7 +169,7 @@ def put(
     flags.append(f"--expect-version={expect_version}")
     words = ["put", *flags, *_which(url, config), "--", key]
     if not yes:
-        code = _run([words[0], "--dry-run", *words[1:]], value)
+        code = run_tool([words[0], "--dry-run", *words[1:]], value)
         if code:
             raise SilentExit(code)
         if not click.confirm(f"set {key}?", err=True):
@@ -191,7 +192,7 @@ sharedlog metadata migrate --from embedded://127.0.0.1:4099 --to s3://bucket/pre
 )
 @click.option("--force", is_flag=True, help="Although nodes seem to run.")
 @click.option("--undo", is_flag=True, help="Go back, as long as it is not complete.")
-@_config_option
+@config_option
 @output_options
 @pass_settings
 def migrate(
@@ -226,18 +227,21 @@ def _which(url: str, config: Path | None) -> list[str]:
 
 
 def _end(words: list[str], value: bytes | None = None) -> None:
-    raise SilentExit(_run(words, value))
+    raise SilentExit(run_tool(words, value))
 
 
-def _run(words: list[str], value: bytes | None) -> int:
-    """Run the server package's tool, its input and output ours; returns its exit code."""
+def run_tool(words: list[str], value: bytes | None = None, *, module: str = "metadata") -> int:
+    """Run the server package's tool, its input and output ours; returns its exit code.
+
+    Variables that say how a metadata store is reached come through to it.
+    """
     from sharedlog.dev_cluster import module_environment
 
     require_server_packages()
     settings = {name: told for name, told in os.environ.items() if name.startswith(_VARIABLES)}
     sys.stdout.flush()
     done = subprocess.run(  # noqa: S603  our own module
-        [sys.executable, "-P", "-m", "metadata", *words],
+        [sys.executable, "-P", "-m", module, *words],
         input=value or b"",
         env=module_environment() | settings,
         check=False,

@@ -27,7 +27,7 @@ async def test_a_cluster_is_made_waited_for_and_kept_apart(alone: Cli, tmp_path:
         with NodeProcess(tmp_path / "n1", "n1", metadata=url, settings=settings) as node:
             waiting = node.wait_event("node.waiting_for_metadata")
             assert "`sharedlog cluster init --name prod` makes it" in str(waiting["error"])
-            _make(alone, url)
+            _make(alone, url, tmp_path / "node.toml")
             node.wait_ready()
             _look(alone, node)
             assert node.terminate() == 0
@@ -39,9 +39,10 @@ async def test_a_cluster_is_made_waited_for_and_kept_apart(alone: Cli, tmp_path:
             assert f"this node belongs to cluster {_id(node)}, but" in _last_words(node)
 
 
-def _make(cli: Cli, url: str) -> None:
+def _make(cli: Cli, url: str, config: Path) -> None:
     wanted = ("cluster", "init", "--metadata", url, "--name", "prod", "--replicas", "1")
-    told = cli.ok(*wanted, "--dry-run").text.splitlines()
+    config.write_text(f'node_id = "n1"\nmetadata = "{url}"\n')
+    told = cli.ok(*wanted[:2], *wanted[4:], f"--config={config}", "--dry-run").text.splitlines()
     assert told == [
         "cluster prod: would be made",
         "  name: not set -> prod",
@@ -123,7 +124,8 @@ def _check_describe(cli: Cli, cluster: DevCluster) -> None:
     assert "local age 7d (cluster)" in new
     cli.ok("log", "reconfigure", "old", "--replicas", "1")
     old = cli.ok("log", "describe", "old", "--json").json
-    assert old["sources"] == {"replicas": "log", "write_quorum": "log", "spread": "default"}
+    changed = {"replicas": "log", "write_quorum": "log"}
+    assert old["sources"] == changed | {"spread": "default", "near": "default"}
     assert (old["nodeset"]["wanted"], old["nodeset"]["actual"]) == (1, 1)
     told = cli.ok("node", "describe", "n1", "--json").json["settings"]
     found = {it["name"]: (it["value"], it["source"]) for it in told}
