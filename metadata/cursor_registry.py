@@ -17,6 +17,7 @@ from metadata.cursors import (
     open_cursor,
 )
 from metadata.encoding import cursor_key, cursors_prefix, decode_cursor, encode_cursor
+from metadata.moved import where_moved
 from metadata.records import CursorRecord
 from metadata.registry import RACES_MAX
 from metadata.store import ABSENT, MetadataStore
@@ -103,6 +104,10 @@ async def delete_cursor(store: MetadataStore, log_id: LogId, name: str) -> bool:
         entry = await store.get(key)
         if entry is None:
             return False
+        if marked := where_moved(entry.value):
+            raise MetadataUnavailable(
+                f"cursor {name!r} was moved to {marked.url}, and is kept there"
+            )
         try:
             await store.delete(key, expected=entry.version)
         except VersionMismatch:

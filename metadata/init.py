@@ -19,6 +19,7 @@ from typing import Final
 from metadata.cluster_registry import Difference, InitResult, Wanted, init_cluster
 from metadata.namespaces import NamespaceChange
 from metadata.quorum import make_spread
+from metadata.standing import StandingMetadataStore
 from metadata.tool_settings import load_settings
 from metadata.url import open_metadata_store
 from sharedlog.clock import SystemClock
@@ -91,7 +92,8 @@ async def _run(options: argparse.Namespace) -> InitResult:
     if not url:
         raise InvalidArgument("which metadata store: --metadata URL, or --config FILE")
     clock, transport = SystemClock(), GrpcTransport()
-    store = open_metadata_store(url, transport, clock=clock, new_id=_uuid, settings=settings)
+    opened = open_metadata_store(url, transport, clock=clock, new_id=_uuid, settings=settings)
+    store = StandingMetadataStore(opened)
     try:
         return await init_cluster(
             store,

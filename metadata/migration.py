@@ -3,8 +3,10 @@
 **Theory of operation.** Each key is closed in the store that it leaves, by compare-and-swap on the
 version that is copied, before it appears in the other one (`moved.py`). A change that a node makes
 meanwhile either comes first, and then the swap fails and the newer value is taken; or it finds the
-key closed, and fails. So no change can be lost, even if a node still runs that nobody noticed. Such
-a node keeps its picture, goes on appending and reading, and can change nothing.
+key closed, and fails. A key that is not there can't be closed: who makes one looks at `cluster`
+afterwards, before it believes in it (`standing.py`). So no change can be lost, even if a node still
+runs that nobody noticed. Such a node keeps its picture, goes on appending and reading, and can
+change nothing.
 
 The key `cluster` goes first in the source and last in the target:
 

@@ -37,6 +37,7 @@ from prometheus_client import CollectorRegistry
 from metadata.metered import MeteredMetadataStore
 from metadata.metrics import MetadataCallMetrics
 from metadata.records import STATE_GONE, NodeRecord
+from metadata.standing import StandingMetadataStore
 from metadata.store import MetadataStore
 from metadata.view import ClusterView
 from node.config import NodeConfig, split_address
@@ -160,7 +161,8 @@ class NodeProcess:
         resources.push_async_callback(transport.close)
         clock, new_id = self._clock, self._new_id
         opened = await self._open_metadata(tasks, resources, server, transport)
-        store = MeteredMetadataStore(opened, clock, MetadataCallMetrics(self._registry))
+        standing = StandingMetadataStore(opened)
+        store = MeteredMetadataStore(standing, clock, MetadataCallMetrics(self._registry))
         cluster_id = await join(store, config, clock=clock, new_id=new_id)
         log_store = self._open_log_store(resources, cluster_id)
         own = await register(

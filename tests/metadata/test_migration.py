@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
@@ -10,12 +11,15 @@ from helpers.memory_metadata import MemoryMetadata
 
 from metadata import migration
 from metadata.core import Load
+from metadata.cursor_registry import delete_cursor
+from metadata.encoding import cursor_key
 from metadata.lease import Lease, keep, release
 from metadata.migration import Place, Plan, Progress, living_nodes, look, migrate, undo
 from metadata.moved import moved_to, moving_from, where_moved, where_moving
-from metadata.records import CLUSTER_KEY, CONTROLLER_KEY
+from metadata.records import CLUSTER_KEY, CONTROLLER_KEY, LogRecord, NodeRecord
 from metadata.registry import commit_change, create_log, fetch_log, join_cluster, register_node
-from metadata.store import ABSENT, Entry, Version
+from metadata.standing import StandingMetadataStore
+from metadata.store import ABSENT, Entry, MetadataStore, Version
 from sharedlog.clock import SystemClock
 from sharedlog.errors import (
     InvalidArgument,
@@ -23,7 +27,7 @@ from sharedlog.errors import (
     SharedLogError,
     WrongCluster,
 )
-from sharedlog.ids import LogId, NodeId, StorageId
+from sharedlog.ids import Generation, LogId, NodeId, StorageId
 from sharedlog.limits import METADATA_VALUE_BYTES_MAX
 from sharedlog.rpc.loopback import Loopback
 from sharedlog.rpc.methods import PING
@@ -260,6 +264,109 @@ async def test_a_log_that_is_made_meanwhile_is_moved() -> None:
         group.create_task(create())
     assert moving.result().done
     assert {f"logs/new{number}" for number in range(5)} <= new.entries.keys()
+
+
+async def create(store: MetadataStore, name: str) -> LogRecord:
+    """As a node does that knows `n1` from before; safe to repeat."""
+    n1 = NodeRecord(
+        node_id=NodeId("n1"),
+        generation=Generation(1),
+        storage_id=StorageId("s-n1"),
+        address="n1:1",
+        http_address="",
+        location="",
+        roles=("log-server", "sequencer"),
+    )
+    record, _ = await create_log(
+        store,
+        name=name,
+        replicas=1,
+        write_quorum=1,
+        nonce=f"create {name}",
+        alive=[n1],
+        load=Load(),
+        log_id=LogId(99),
+        now_ms=1,
+    )
+    return record
+
+
+class Overtaken(MemoryMetadata):
+    """A store in which something happens between the next key that is made and the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: list[Callable[[], Awaitable[object]]] = []
+
+    async def put(self, key: str, value: bytes, *, expected: Version) -> Version:
+        version = await super().put(key, value, expected=expected)
+        if expected == ABSENT and self.meanwhile:
+            await self.meanwhile.pop()()
+        return version
+
+
+async def test_a_log_that_is_made_too_late_is_in_neither_store() -> None:
+    """A node that nobody noticed goes on after the move: what it makes would never be moved."""
+    old, new = MemoryMetadata(), MemoryMetadata()
+    source, target = places(old, new)
+    await fill(old)
+    nodes = StandingMetadataStore(old), StandingMetadataStore(old)
+    await create(nodes[0], "before")
+    assert (await run(source, target)).done
+    moved = values_of(old)
+    for node in (*nodes, *nodes):
+        with pytest.raises(MetadataUnavailable, match="was moved to s3://bucket/prefix"):
+            await create(node, "late")
+        assert values_of(old) == moved
+    assert "logs/before" in new.entries
+    assert "logs/late" not in new.entries
+
+
+async def test_a_log_that_is_made_before_the_move_is_moved_whatever_its_maker_hears() -> None:
+    """All of the move happens before the answer arrives: what was made is in the other store."""
+    old, new = Overtaken(), MemoryMetadata()
+    source, target = places(old, new)
+    await fill(old)
+    old.meanwhile.append(lambda: run(source, target))
+    with pytest.raises(MetadataUnavailable, match="was moved to"):
+        await create(StandingMetadataStore(old), "x")
+    record, _ = await fetch_log(new, "x")
+    assert await create(StandingMetadataStore(new), "x") == record
+
+
+async def test_a_log_that_is_made_too_late_is_not_believed_by_a_repeat() -> None:
+    """It is there, for its maker died before it could take it back; nobody is told it was made."""
+    old, new = MemoryMetadata(), MemoryMetadata()
+    await fill(old)
+    await run(*places(old, new))
+    await create(old, "late")
+    with pytest.raises(MetadataUnavailable, match="was moved to"):
+        await create(StandingMetadataStore(old), "late")
+
+
+async def test_logs_can_be_made_again_once_a_move_is_undone() -> None:
+    old, new = MemoryMetadata(), Faulty()
+    source, target = places(old, new)
+    await fill(old)
+    new.fails_at = 3
+    with pytest.raises(MetadataUnavailable):
+        await run(source, target)
+    node = StandingMetadataStore(old)
+    with pytest.raises(MetadataUnavailable, match="was moved to"):
+        await create(node, "x")
+    await undo(source, target, Progress())
+    assert (await create(node, "x")).name == "x"
+
+
+async def test_a_cursor_that_has_moved_is_not_deleted() -> None:
+    """Its deletion would be lost, and a move that goes on would find it in the target alone."""
+    old, new = MemoryMetadata(), MemoryMetadata()
+    await fill(old)
+    await old.put(cursor_key(LogId(1), "c"), b"cursor", expected=ABSENT)
+    await run(*places(old, new))
+    with pytest.raises(MetadataUnavailable, match="cursor 'c' was moved to s3://bucket/prefix"):
+        await delete_cursor(old, LogId(1), "c")
+    assert await delete_cursor(new, LogId(1), "c")
 
 
 async def test_a_source_that_is_never_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
