@@ -93,7 +93,8 @@ sharedlog dev --nodes 5 --port 5100             then: sharedlog --address 127.0.
     "--metadata",
     metavar="URL",
     default="",
-    help="Of a metadata store that runs elsewhere: etcd://HOST:PORT,HOST:PORT/PREFIX. Variables "
+    help="Of a metadata store that runs elsewhere: etcd://HOST:PORT,HOST:PORT/PREFIX, or "
+    "s3://BUCKET/PREFIX. Variables "
     f"named {_METADATA_VARIABLES}... reach the nodes. With data of an earlier run: the same one.  "
     "[default: a process of this cluster]",
 )

@@ -165,18 +165,20 @@ async def test_list_is_complete_beyond_one_page(
 
 
 @pytest.mark.slow
-async def test_large_values_can_be_listed_and_watched(store: MetadataStore) -> None:
+async def test_large_values_can_be_listed_and_watched(
+    store: MetadataStore, factory: BackendFactory
+) -> None:
     """Field note 51: values that together exceed a gRPC message break no listing and no watch."""
     value = b"v" * METADATA_VALUE_BYTES_MAX
-    for index in range(40):
+    for index in range(factory.large):
         await store.put(f"logs/{index:02}", value, expected=ABSENT)
     listed = await store.list("logs/")
-    assert len(listed) == 40
+    assert len(listed) == factory.large
     assert all(entry.value == value for entry in listed)
     events = store.watch("logs/")
-    told = await take(events, 41)
-    assert [event.entry for event in told[:40] if isinstance(event, Changed)] == listed
-    assert told[40] == SnapshotComplete()
+    told = await take(events, factory.large + 1)
+    assert [event.entry for event in told[:-1] if isinstance(event, Changed)] == listed
+    assert told[-1] == SnapshotComplete()
     await close(events)
 
 

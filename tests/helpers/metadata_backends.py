@@ -89,6 +89,8 @@ class BackendFactory:
     """Changes of twenty keys that are more than a watcher may lag behind."""
     races: int = 10
     """Of twelve puts each; fewer where each takes its time."""
+    large: int = 40
+    """Of the largest values, which together are more than a message, and than a watcher's lag."""
 
 
 class Proxied:
@@ -332,7 +334,7 @@ async def s3_endpoint(_: Path) -> AsyncIterator[S3]:
 def _in_s3(name: str, make: Callable[[Path], AbstractAsyncContextManager[S3]]) -> BackendFactory:
     """Its pages are short and its watches lag little, as each change takes its time."""
     return BackendFactory(
-        name, make, handles_survive=True, make_lossy=make, entries=50, rounds=3, races=3
+        name, make, handles_survive=True, make_lossy=make, entries=50, rounds=3, races=3, large=12
     )
 
 
