@@ -179,7 +179,8 @@ class Objects:
         async with aclosing(pages):
             async for listed in pages:
                 found |= {it.key: it.version for it in listed if it.key.startswith(begins)}
-                if listed and listed[-1].key > last and not listed[-1].key.startswith(last):
+                # One of them may span others, so that its keys come after the last one's.
+                if listed and listed[-1].key > last and not listed[-1].key.startswith(begins):
                     break
         return found
 
