@@ -32,7 +32,7 @@ from metadata.errors import MetadataUnsuitable
 from metadata.keys import check_key, check_prefix, check_value
 from metadata.s3.bucket import BucketUrl
 from metadata.s3.config import MetadataS3Config
-from metadata.s3.names import check_name
+from metadata.s3.names import check_name, name_of
 from metadata.s3.objects import METADATA, Found, Objects
 from metadata.s3.polling import WARN_AFTER_TRIES, Polling
 from metadata.s3.records import Record, comes_after, encode, made_as, next_record
@@ -216,9 +216,7 @@ class S3MetadataStore:
     async def _catch_up(self, watcher: Watcher) -> Sequence[Changed | Deleted]:
         """What is to be told so that the watcher is at the store's present state."""
         found = await self._list_at_last(watcher)
-        findings = [it.finding for it in found]
-        gone = watcher.missing({finding.key for finding in findings})
-        news = [*gone, *watcher.accept(findings)]
+        news = watcher.accept(it.finding for it in found)
         for it in found:
             self._polling.learn(it)  # others may not have been told yet; and no poll reads it again
         return news
@@ -229,7 +227,10 @@ class S3MetadataStore:
         while True:
             watcher.restart()
             try:
-                return await self._list(watcher.prefix)
+                found = await self._list(watcher.prefix)
+                # What a listing lacks is read before it counts as gone (field note 22).
+                lacking = watcher.lacking({it.finding.key for it in found})
+                return [*await self._objects.read_all(map(name_of, lacking)), *found]
             except SharedLogError as error:
                 if self._closed:
                     raise

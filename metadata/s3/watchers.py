@@ -13,7 +13,7 @@ damage the same version is told once more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -86,9 +86,9 @@ class Watcher:
         told = (self._accept(finding) for finding in findings)
         return [event for event in told if event is not None]
 
-    def missing(self, present: set[str]) -> list[Changed | Deleted]:
-        """Note as told that of all keys only these have objects; what of that is news."""
-        return self.accept(Removed(key) for key in sorted(self._told.keys() - present))
+    def lacking(self, present: Collection[str]) -> list[str]:
+        """Keys that were told, as there or as gone, and are not among these; in order."""
+        return sorted(self._told.keys() - present)
 
     def _may_be_news(self, finding: Finding) -> bool:
         if not isinstance(finding, Record):

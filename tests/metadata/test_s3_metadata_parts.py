@@ -210,8 +210,8 @@ def test_what_was_removed_is_told_once() -> None:
     record = changes(1)[0]
     found = watcher()
     found.accept([record])
-    assert found.missing(set()) == [Deleted("k", Version(record.version + 1))]
-    assert found.missing(set()) == []
+    assert found.lacking({"other"}) == ["k"]
+    assert found.accept([Removed("k")]) == [Deleted("k", Version(record.version + 1))]
     assert found.accept([Removed("k")]) == []
     assert found.accept([record]) == [changed(record)]
 
