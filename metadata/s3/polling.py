@@ -69,21 +69,23 @@ class Polling:
         self._seen = {name: etag for name, etag in self._seen.items() if self._spans(name)}
 
     def learn(self, found: Found) -> None:
-        """This was read or written; it may be old news."""
+        """This was read or written; it may be old news.
+
+        That there was nothing is no news: an answer that was long under way may be from before the
+        key was made. A poll finds out what is there no more.
+        """
+        if found.etag is None or self._seen.get(found.name) == found.etag:
+            return
+        if self._offer(found):
+            self._seen[found.name] = found.etag
+
+    def _offer(self, found: Found) -> bool:
+        """To all whom it concerns; whether it is somebody."""
         key = found.finding.key
         watchers = [watcher for watcher in self._watchers if key.startswith(watcher.prefix)]
-        if not watchers:
-            return
-        if found.etag is None:
-            if self._seen.pop(found.name, None) is None:
-                return  # it never was there
-            log.error("metadata.object_removed", extra={"key": key})
-        elif self._seen.get(found.name) == found.etag:
-            return
-        else:
-            self._seen[found.name] = found.etag
         for watcher in watchers:
             watcher.offer(found.finding)
+        return bool(watchers)
 
     async def wait(self, watcher: Watcher) -> None:
         """Return once the watcher has news.
@@ -151,17 +153,23 @@ class Polling:
         self._pauses.reset()
 
     async def _look(self) -> None:
-        before = set(self._seen)
+        before = dict(self._seen)
         listed = await self._objects.spanned({watcher.prefix for watcher in self._watchers})
         changed = [
             name
             for name, etag in listed.items()
             if self._seen.get(name) != etag and key_of(name) is not None
         ]
-        lacking = [name for name in before & self._seen.keys() if name not in listed]
+        lacking = [name for name in before.keys() & self._seen.keys() if name not in listed]
         # In the order in which they were written, as far as that is known.
         for found in sorted(await self._objects.read_all(changed + lacking), key=_version):
-            self.learn(found)
+            if found.etag is not None:
+                self.learn(found)
+            elif found.name in before and self._seen.get(found.name) == before[found.name]:
+                # What was seen before the poll began, and nothing since, is not there any more.
+                del self._seen[found.name]
+                log.error("metadata.object_removed", extra={"key": found.finding.key})
+                self._offer(found)
 
     def _spans(self, name: str) -> bool:
         key = key_of(name)
