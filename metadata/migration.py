@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 from metadata.encoding import decode_cluster, decode_lease, decode_node
@@ -103,7 +103,7 @@ async def living_nodes(store: MetadataStore, transport: Transport, clock: Clock)
 
     async def ask(entry: Entry) -> None:
         try:
-            node = decode_node(entry)
+            node = decode_node(replace(entry, value=_plain(entry.value)))
         except MetadataCorrupt:
             return
         try:
@@ -327,9 +327,9 @@ async def undo(source: Place, target: Place, progress: Progress) -> None:
             await target.store.delete(CLUSTER_KEY, expected=there.version)
         except VersionMismatch as error:
             raise WrongCluster(f"{target.url} was changed meanwhile") from error
-    if marked is None or entry is None:
-        return
-    closed = [it for it in await source.store.list("") if where_moved(it.value)]
+    # A run that was under way may have closed keys after an earlier undoing had opened them.
+    listed = await source.store.list("")
+    closed = [it for it in listed if (mark := where_moved(it.value)) and mark.url == target.url]
     progress.keys = len(closed)
 
     async def reopen(it: Entry) -> None:
@@ -343,7 +343,8 @@ async def undo(source: Place, target: Place, progress: Progress) -> None:
         progress.tell()
 
     await _in_parallel(reopen, [it for it in closed if it.key != CLUSTER_KEY])
-    await reopen(Entry(CLUSTER_KEY, entry.value, entry.version))
+    if marked is not None and entry is not None:
+        await reopen(entry)
 
 
 def _plain(value: bytes) -> bytes:

@@ -219,6 +219,23 @@ async def test_an_undone_run_that_still_goes_on_does_not_end_well() -> None:
     assert await starts(old)
 
 
+async def test_what_an_undone_run_still_closes_can_be_opened_again() -> None:
+    """It was busy with a key while that was undone: the cluster is open, and the key is not."""
+    old, new = MemoryMetadata(), MemoryMetadata()
+    source, target = places(old, new)
+    await fill(old)
+    wanted = values_of(old)
+    here = old.entries["logs/a"]
+    await old.put("logs/a", moved_to(target.url, here.value), expected=here.version)
+    await new.put("logs/a", here.value, expected=ABSENT)
+    progress = Progress()
+    await undo(source, target, progress)
+    assert progress.moved == 1
+    assert values_of(old) == wanted
+    assert not new.entries
+    assert (await run(source, target)).done
+
+
 async def test_what_a_node_changes_meanwhile_is_moved_or_fails() -> None:
     """A node that nobody noticed: no change of it that succeeded is missing in the target."""
     old, new = Faulty(), Faulty()
@@ -458,6 +475,8 @@ async def test_nodes_that_live_are_noticed() -> None:
     clock = SystemClock()
     assert await living_nodes(store, Loopback(), clock) == []
     transport.add_call(PING, ping)
+    assert await living_nodes(store, transport, clock) == ["node n1 answers at n1:1"]
+    await run(*places(store, MemoryMetadata()))
     assert await living_nodes(store, transport, clock) == ["node n1 answers at n1:1"]
 
 
