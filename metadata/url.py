@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from metadata.config import MetadataSettings
 from metadata.errors import MetadataUnsuitable
-from metadata.s3.bucket import BucketUrl, parse_bucket, shown_url
+from metadata.s3.bucket import BucketUrl, parse_bucket
 from metadata.s3.config import MetadataS3Config
 from metadata.store import MetadataStore
 from sharedlog.clock import Clock
@@ -66,7 +66,8 @@ def parse_metadata_url(url: str) -> MetadataUrl:
     scheme, slashes, rest = url.partition("://")
     parse = _PARSERS.get(scheme)
     if not slashes or parse is None:
-        raise InvalidArgument(f"metadata URL {url!r}: the forms are {', '.join(_FORMS.values())}")
+        forms = ", ".join(_FORMS.values())
+        raise InvalidArgument(f"metadata URL {_shown(url)!r}: the forms are {forms}")
     return parse(url, rest)
 
 
@@ -120,7 +121,7 @@ def _parse_s3(url: str, rest: str) -> MetadataUrl:
         raise _unlike(url, S3) from error
     if "@" in parts.netloc:
         raise InvalidArgument(
-            f"metadata URL {shown_url(parts)!r}: the form is {_FORMS[S3]}; credentials are taken "
+            f"metadata URL {_shown(url)!r}: the form is {_FORMS[S3]}; credentials are taken "
             "from the environment"
         )
     if parts.query or parts.fragment:
@@ -148,7 +149,15 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], MetadataUrl]]] = {
 
 
 def _unlike(url: str, scheme: str) -> InvalidArgument:
-    return InvalidArgument(f"metadata URL {url!r}: the form is {_FORMS[scheme]}")
+    return InvalidArgument(f"metadata URL {_shown(url)!r}: the form is {_FORMS[scheme]}")
+
+
+def _shown(url: str) -> str:
+    """What of it holds no secret: neither names and passwords before an "@", nor a query."""
+    scheme, slashes, rest = url.partition("://")
+    _, at, hosts = rest.rpartition("@")
+    plain = re.split(r"[?#]", hosts, maxsplit=1)[0]
+    return f"{scheme}{slashes}{'***@' if at else ''}{plain}"
 
 
 def _is_address(text: str) -> bool:

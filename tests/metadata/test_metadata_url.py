@@ -130,7 +130,25 @@ async def test_a_url_opens_a_bucket(url: str, transport: GrpcTransport) -> None:
         )
 
 
-def test_what_is_secret_in_a_url_is_not_repeated() -> None:
-    with pytest.raises(InvalidArgument, match="from the environment") as refused:
-        parse_metadata_url("s3://key:secret@bucket/a")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://key:secret@bucket/a",
+        "s3://bucket/a?X-Amz-Signature=secret",
+        "etcd://root:secret@host:1,host:2/prefix",
+        "etcd://host:1,root:se/cret:secret@host:2/prefix",
+        "embedded://root:secret@host:1",
+        "embedded://root:secret#and@host:1",
+        "http://root:secret@host:1",
+    ],
+)
+def test_what_is_secret_in_a_url_is_not_repeated(url: str) -> None:
+    """It would be in logs, and on screens."""
+    with pytest.raises(InvalidArgument, match=r"the forms? (is|are)") as refused:
+        parse_metadata_url(url)
     assert "secret" not in str(refused.value)
+
+
+def test_where_credentials_of_a_bucket_come_from_is_said() -> None:
+    with pytest.raises(InvalidArgument, match="from the environment"):
+        parse_metadata_url("s3://key:secret@bucket/a")
