@@ -21,7 +21,10 @@ from metadata.config import MetadataSettings
 from metadata.emergency import check_value_of, diff_of, line_of, value_from
 from metadata.keys import check_key
 from metadata.migration import Place, Progress, living_nodes, look, migrate, undo
-from metadata.store import ABSENT, MetadataStore, Version
+from metadata.moved import check_moved
+from metadata.records import CLUSTER_KEY
+from metadata.standing import StandingMetadataStore
+from metadata.store import ABSENT, Entry, MetadataStore, Version
 from metadata.tool_settings import load_settings
 from metadata.url import open_metadata_store, parse_metadata_url
 from sharedlog.cli.failures import (
@@ -68,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     put = commands.add_parser("put", help="set one value")
     put.add_argument("--expect-version", type=int, required=True)
     put.add_argument("--file", default=STDIO)
-    put.add_argument("--unchecked", action="store_true", help="whatever the value is")
+    put.add_argument(
+        "--unchecked", action="store_true", help="whatever the value is, and the store"
+    )
     put.add_argument("--dry-run", action="store_true", help="show what it would change")
     for command in (get, put):
         command.add_argument("key")
@@ -155,6 +160,9 @@ async def _put(options: argparse.Namespace, store: MetadataStore) -> int:
     if not options.unchecked and (wrong := check_value_of(key, value)):
         raise InvalidArgument(f"{key}: a node could not use this value: {wrong}")
     entry = await store.get(key)
+    if not options.unchecked:
+        await _check_not_moved(store, entry)
+        store = StandingMetadataStore(store)
     present = ABSENT if entry is None else entry.version
     if present != expected:
         raise VersionMismatch(key=key, expected=expected or None, actual=present or None)
@@ -168,6 +176,13 @@ async def _put(options: argparse.Namespace, store: MetadataStore) -> int:
     else:
         _say(f"version {version}")
     return EXIT_DONE
+
+
+async def _check_not_moved(store: MetadataStore, entry: Entry | None) -> None:
+    """Raises `WrongCluster` if nobody should change anything in this store, or this value."""
+    for found in (await store.get(CLUSTER_KEY), entry):
+        if found is not None:
+            check_moved(found.value)
 
 
 def _read(name: str) -> bytes:

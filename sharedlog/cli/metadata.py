@@ -140,7 +140,7 @@ sharedlog metadata put nodes/n1 --expect-version 41 --file n1.json --config node
     metavar="FILE",
     help="The value, or its JSON without the checksum; -: stdin.  [default: -]",
 )
-@click.option("--unchecked", is_flag=True, help="Take a value that no node could use.")
+@click.option("--unchecked", is_flag=True, help="Whatever the value is, and the store.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_store_options
 @output_options
@@ -159,7 +159,8 @@ def put(
     """Set the value of KEY, which no running node expects: for emergencies.
 
     Shows what would change, and asks. A value that a node could not use is refused, and one that
-    comes too late as well: the key must have the version that was looked at.
+    comes too late as well: the key must have the version that was looked at. So is any value in a
+    store that the cluster was moved away from.
     """
     if source == "-" and not yes:
         raise click.UsageError("with the value on stdin nobody can be asked: --yes, or --file")

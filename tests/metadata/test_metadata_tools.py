@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.memory_metadata import MemoryMetadata
 
 from metadata import tools
 from metadata.core import Load, new_log_record
@@ -27,7 +29,7 @@ from metadata.records import (
     NamespaceRecord,
     NodeRecord,
 )
-from metadata.store import Entry, Version
+from metadata.store import ABSENT, Entry, Version
 from metadata.tool_settings import load_settings
 from sharedlog.errors import InvalidArgument
 from sharedlog.ids import Generation, LogId, NodeId, Offset, StorageId
@@ -180,3 +182,24 @@ def test_what_is_wrong_is_said_in_a_line(
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("error: ")
     assert said in err
+
+
+@pytest.mark.parametrize("key", ["cluster", "nodes/n1", "logs/a/b"])
+async def test_nothing_is_put_into_a_store_that_was_left(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Least of all what would let nodes start on it again, beside those on the other one."""
+    store = MemoryMetadata()
+    versions = {
+        it: await store.put(it, moved_to("s3://bucket/p", VALUES[it]), expected=ABSENT)
+        for it in ("cluster", "nodes/n1")
+    }
+    before = dict(store.entries)
+    monkeypatch.setattr(tools, "open_metadata_store", lambda *_, **__: store)
+    (tmp_path / "value").write_bytes(VALUES[key])
+    words = ["put", key, "--metadata", "embedded://h:1", "--file", str(tmp_path / "value")]
+    words += ["--expect-version", str(versions.get(key, ABSENT))]
+    assert await asyncio.to_thread(tools.main, words) == 1
+    assert "was moved to s3://bucket/p" in capsys.readouterr().err
+    assert store.entries == before
+    assert await asyncio.to_thread(tools.main, [*words, "--unchecked"]) == 0
