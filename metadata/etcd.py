@@ -20,7 +20,9 @@ been deleted again by somebody who saw it.
 watch from the next revision on. A lost connection goes on after the last revision that was told, at
 another member. If etcd has forgotten what lies between (it was compacted), a new snapshot is
 taken, and what differs from what was told is told (`watching.py`): no gap, no repeat. An idle
-watch asks for a sign of life once in a while, so that a member that hangs is found out.
+watch asks for a sign of life once in a while, so that a member that hangs is found out. If etcd's
+revision has fallen (an older snapshot of it was restored) the watch would wait for a revision that
+is still to come: all that was told is told as gone, and what is there, with the lesser versions.
 
 A damaged value is never taken for absence (field note 24): `get` and `list` raise
 `MetadataCorrupt`; a watch hands on what is there as it is, which no decoder of records accepts, and
@@ -316,10 +318,31 @@ class EtcdMetadataStore:
                         if told.accept(event):
                             yield event
                     if response.created:
+                        if await self._went_back(response, place):
+                            for event in told.difference(()):
+                                yield event
+                            place.next_revision = 0
+                            raise MetadataUnavailable("etcd went back: all is read anew")
                         yield SnapshotComplete()
             except SharedLogError:
                 self._members.leave(address)
                 raise
+
+    async def _went_back(self, response: pb.EtcdWatchResponse, place: Place) -> bool:
+        """Whether etcd's history has become shorter; a member alone may lag behind the others.
+
+        Raises:
+            MetadataUnavailable.
+        """
+        if response.header.revision + 1 >= place.next_revision:
+            return False
+        answer = await self._call(RANGE, pb.EtcdRangeRequest(key=self._root))
+        was, now = place.next_revision - 1, answer.header.revision
+        if now >= was:
+            return False
+        advice = "older data was put in place: restart all nodes and clients"
+        log.error("metadata.went_back", extra={"was": was, "now": now, "advice": advice})
+        return True
 
     def _raise_canceled(
         self, address: str, response: pb.EtcdWatchResponse, place: Place
