@@ -240,9 +240,9 @@ class Term:
         for name in without_sequencer(picture):
             self._failovers.offer(name)
         self._rolls = to_roll(picture)
-        for name in self._rolls:
+        for name in sorted(self._rolls):
             self._replaces.offer(name)
-        for name in to_copy(picture):
+        for name in sorted(to_copy(picture)):
             self._tends.offer(name)
         for name, sealed in self._sealed.items():
             if sealed.due_s <= picture.now_s:
@@ -273,12 +273,12 @@ class Term:
             for name in names:
                 self._tends.offer(name)
         up = {node_id for node_id in picture.nodes if self._health.is_up(node_id)}
-        for node_id in up - self._up:
+        for node_id in sorted(up - self._up):
             node = picture.nodes[node_id]
             use = self._index.store((node_id, node.storage_id))
             for name in use.open_logs:
                 self._tending.look_at_open(name)
-            self._offer_sweep(use.closed_logs | use.open_logs)
+            self._offer_sweep(sorted(use.closed_logs | use.open_logs))
         self._up = up
 
     def _offer_sweep(self, names: Iterable[str]) -> None:

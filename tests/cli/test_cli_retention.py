@@ -49,14 +49,14 @@ def test_a_namespace_sets_ends_and_inherits_limits(cli: Cli) -> None:
         *("namespace", "set", "lim/tmp/", "--local-age", "none", "--total-age", "30m", "--json")
     ).json
     assert (made["local_bytes"], made["local_age_s"], made["total_age_s"]) == (None, 0, 1_800)
-    assert made["effective"][3:] == [
+    assert made["effective"][4:] == [
         {"name": "local_bytes", "value": "500MB", "source": "namespace:lim/"},
         {"name": "local_age", "value": "", "source": "namespace:lim/tmp/"},
         {"name": "total_age", "value": "30m", "source": "namespace:lim/tmp/"},
     ]
     head, *rows = cli.ok("namespace", "ls", "lim/").text.splitlines()
     assert "LOCAL BYTES  LOCAL AGE  TOTAL AGE" in head
-    assert [row.split()[4:7] for row in rows] == [["500MB", "12h", "-"], ["-", "none", "30m"]]
+    assert [row.split()[5:8] for row in rows] == [["500MB", "12h", "-"], ["-", "none", "30m"]]
     assert cli("namespace", "set", "lim/tmp/", "--inherit", "local-age").code == 2
     cli.ok("namespace", "set", "lim/tmp/", "--inherit", "total-age", "--inherit", "local-age")
     found = cli.ok("namespace", "get", "lim/tmp/", "--json").json

@@ -39,6 +39,7 @@ def named_before_verified(patch: Patch) -> None:
     mix="archive troubles",
     seeds=20,
     kinds="named",
+    first=32,
 )
 def deleted_on_unknown(patch: Patch) -> None:
     name = Offloader._name
@@ -151,6 +152,7 @@ def manifest_not_compared(patch: Patch) -> None:
     mix="archive damage",
     seeds=40,
     kinds="named unreadable",
+    first=32,
 )
 def page_named_unread(patch: Patch) -> None:
     make_room = Manifests.make_room

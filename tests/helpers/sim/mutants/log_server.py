@@ -173,7 +173,7 @@ def repair_raises_the_committed_tail(patch: Patch) -> None:
     patch.setattr(LogServer, "_serve_repair", _serve_repair)
 
 
-@mutant("the prefix rule is off", mix="full disks", kinds="early copies lost")
+@mutant("the prefix rule is off", mix="full disks", kinds="early copies lost", first=18)
 def prefix_rule_off(patch: Patch) -> None:
     take = LogServerCore._take
 

@@ -33,7 +33,7 @@ def older_owner_moves_the_cursor(patch: Patch) -> None:
     patch.setattr(cursor_registry, "move_cursor", _move_cursor)
 
 
-@mutant("a late repeat of a move is made once more", mix="late repeats", kinds="cursor")
+@mutant("a late repeat of a move is made once more", mix="late repeats", kinds="cursor", first=15)
 def late_repeat_moves_the_cursor(patch: Patch) -> None:
     def _move_cursor(present: CursorRecord | None, move: Move, **rest: Any) -> CursorRecord | None:
         known = None if present is None else replace(present, change=move.change - 1)
