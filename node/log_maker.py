@@ -25,11 +25,11 @@ from metadata.registry import create_log
 from metadata.store import MetadataStore, Version
 from metadata.view import ClusterView
 from node.flights import Flights
-from node.liveness import Liveness
+from node.liveness import DEAD_FRESH_S, Liveness
 from node.load import LoadIndex
 from node.rounds import Rounds
 from sharedlog.clock import Clock
-from sharedlog.errors import InvalidArgument, LogExists
+from sharedlog.errors import InvalidArgument, LogExists, LogUnavailable
 from sharedlog.ids import LogId
 from sharedlog.limits import NONCE_CHARS_MAX
 
@@ -94,6 +94,23 @@ class LogMaker:
         check_log_name(name)
         if len(nonce) > NONCE_CHARS_MAX:
             raise InvalidArgument(f"the nonce has more than {NONCE_CHARS_MAX} characters")
+        nonce = nonce or self._new_id()
+        try:
+            return await self._create(name, asked, nonce, log_id=log_id, history=history)
+        except LogUnavailable:
+            # A node that has just started may have been asked before it listened.
+            await self._clock.sleep(DEAD_FRESH_S)
+        return await self._create(name, asked, nonce, log_id=log_id, history=history)
+
+    async def _create(
+        self,
+        name: str,
+        asked: Asked,
+        nonce: str,
+        *,
+        log_id: LogId | None,
+        history: ArchivedHistory | None,
+    ) -> tuple[LogRecord, Version, Sequence[NodeRecord]]:
         ground = await self._looks.join()
         settings = settings_of(
             name,
@@ -110,7 +127,7 @@ class LogMaker:
             near=settings.near.value,
             created_with=settings.kept(),
             retention=settings.retention,
-            nonce=nonce or self._new_id(),
+            nonce=nonce,
             alive=ground.alive,
             load=self._load.load,
             log_id=LogId(self._random.getrandbits(64)) if log_id is None else log_id,
