@@ -41,7 +41,7 @@ class MemoryMetadata:
         return [self.entries[key] for key in sorted(self.entries) if key.startswith(prefix)]
 
     def watch(self, prefix: str) -> AsyncIterator[WatchEvent]:
-        raise NotImplementedError(prefix)
+        raise AssertionError(f"nobody whom this store serves watches, but {prefix!r} was asked for")
 
     async def close(self) -> None:
         """Nothing is held."""
