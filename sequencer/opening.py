@@ -1,6 +1,7 @@
 """Opening a session: wait until the log admits, claim its producer, search what is not known.
 
 A session is opened only when every batch that it may repeat is known: nothing is admitted before.
+What was purged meanwhile nobody can search; a session that would need it is refused.
 
 A session of a named producer is opened only once its life is in the log, committed: should this
 process end, the next sequencer knows of it, and refuses the lives before. Where that life goes on
@@ -27,7 +28,13 @@ from sequencer.session import AppendSession
 from sequencer.state import PRODUCER, Life
 from sharedlog.clock import Clock
 from sharedlog.control import check_producer_name, producer_id_of
-from sharedlog.errors import AppendIndefinite, InvalidArgument, LogUnavailable, ProducerFenced
+from sharedlog.errors import (
+    AppendIndefinite,
+    InvalidArgument,
+    LogUnavailable,
+    ProducerFenced,
+    Purged,
+)
 from sharedlog.ids import Offset
 from sharedlog.v1 import log_pb2
 
@@ -102,6 +109,7 @@ class Openings:
         Raises:
             NotSequencer, LogUnavailable: as `admitting` does; or the log could not be searched.
             ProducerFenced: a newer session or epoch of the producer is known.
+            Purged: what the session may repeat could lie in what was purged, and be there no more.
             Overloaded: the log has as many named producers at work as it can have.
         """
         asked = opening
@@ -124,6 +132,8 @@ class Openings:
                 if life is not None and not await self._is_said(active, life):
                     continue
                 if opened.search is not None:
+                    if opened.search.start < chain.record.start:
+                        raise Purged(offset=opened.search.start, start=chain.record.start)
                     await self._search(active, chain.record, session, opened.search)
                 if active.gate is None and not active.left:
                     yield Claim(active, chain, session, life)

@@ -31,7 +31,8 @@ batch is not in the log, and no older session can bring it there any more. The o
 session says from which offset on an unresolved batch can lie (`resolve_from`): not below the floor
 of the session that it was first sent in, nor below the end of the last batch that was acknowledged
 before it. It also says in which segment that was told: should an operator accept a loss, a segment
-may end below what was acknowledged, and the sequencer looks from that end on.
+may end below what was acknowledged, and the sequencer looks from that end on. What was purged since
+can't be looked through any more: then no session resolves the batch (`fail_unresolved`).
 
 A session's sequences follow each other without a gap. Where one is missing, because a batch ran out
 of time, the session is ended in good order and the next begins behind the gap (`must_reopen`).
@@ -43,8 +44,8 @@ A *named* producer's sequences are where it goes on after a restart: they may ha
 at its first failure (`stopped`), and what no session has then fails behind it. Only a condition
 that failed for the last batch of all stops nothing: its sequence is free again.
 
-Time. Nothing but an answer or its deadline ends a batch: at the deadline it is `AppendIndefinite`
-if it is unresolved or sent, and definitely not in the log otherwise.
+Time. Nothing but an answer, a purge or its deadline ends a batch: at the deadline it is
+`AppendIndefinite` if it is unresolved or sent, and definitely not in the log otherwise.
 
 Invariants (checked by `check_invariants`; the first three by a model in the tests):
  1. The offsets of acknowledged batches are in the order of their admission, but for an accepted
@@ -497,6 +498,13 @@ class AppendQueue:
     def fail_unsent(self, error: SharedLogError) -> None:
         """Fail all that no session has: definitely, but for what an earlier one may have left."""
         self._fail_unsent_where(lambda _: True, lambda batch: honest(batch, error))
+
+    def fail_unresolved(self, error: SharedLogError) -> bool:
+        """No session can tell what became of unresolved batches. Returns whether there were any."""
+        found = bool(self.waiting) and self.waiting[0].unresolved
+        self._fail_unsent_where(lambda batch: batch.unresolved, lambda batch: honest(batch, error))
+        self._fail_behind()
+        return found
 
     def _fail_behind(self) -> None:
         """Nothing of a named producer goes into the log behind a failure, if no session has it."""

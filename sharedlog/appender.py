@@ -56,6 +56,7 @@ from sharedlog.errors import (
     LogUnavailable,
     ProducerFenced,
     ProtocolError,
+    Purged,
     SharedLogError,
     Unreachable,
 )
@@ -500,6 +501,9 @@ class Appender:
         if end.by_result and not is_refusal(error) and error.outcome == "definite":
             self._wake_caller()
             return  # one batch failed for good; the others need a new session and nothing else
+        if isinstance(error, Purged) and self._queue.fail_unresolved(error):
+            self._wake_caller()
+            return  # likewise: what it could have repeated nobody can look for any more
         self._last_error = error
         attempt = self._path.attempts.failures + 1
         fields = {

@@ -16,6 +16,7 @@ from sharedlog.errors import (
     NotAppended,
     Overloaded,
     ProtocolError,
+    Purged,
     RecordTooLarge,
     SharedLogError,
 )
@@ -350,6 +351,25 @@ def test_no_failure_of_an_unresolved_batch_is_called_definite() -> None:
     send(queue)
     queue.on_result(Offset(0), RecordTooLarge(size_bytes=9, max_bytes=8))
     assert outcome(pending) is AppendIndefinite
+
+
+def test_what_a_purge_leaves_unresolved_is_indefinite_and_the_rest_goes_on() -> None:
+    """Whether it was in what was purged nobody can tell; what no session had is not touched."""
+    queue = make(batch_records=1)
+    lost, behind = put(queue, b"a"), put(queue, b"b")
+    send(queue)
+    queue.on_session_lost()
+    reopen(queue)
+    queue.on_session_lost()
+    assert queue.fail_unresolved(Purged(offset=3, start=9))
+    assert (outcome(lost), outcome(behind)) == (AppendIndefinite, None)
+    assert "begins at 9" in str(lost.exception())
+    assert not queue.fail_unresolved(Purged(offset=3, start=9)), "there is no more of it"
+    assert reopen(queue, floor=9) == (1, False, 0, 0)
+    send(queue)
+    queue.on_result(Offset(12), None)
+    assert outcome(behind) == 12
+    queue.check_invariants()
 
 
 def test_closing_tells_what_was_sent_from_what_was_not() -> None:

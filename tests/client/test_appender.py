@@ -20,6 +20,7 @@ from sharedlog.errors import (
     LogUnavailable,
     NotAppended,
     Overloaded,
+    Purged,
     RecordTooLarge,
 )
 from sharedlog.limits import RECORD_BYTES_MAX
@@ -170,6 +171,25 @@ async def test_a_session_lost_in_mid_flight_is_cleared_up(
         assert await log.append(b"second") == 1
         assert await log.append(b"third") == 2
     assert stored(memory) == [b"first", b"second", b"third"], "nothing twice, nothing lost"
+
+
+async def test_what_a_purge_has_hidden_is_told_at_once_and_the_appender_goes_on(
+    memory: MemoryCluster,
+) -> None:
+    """Promise 4: the batch may lie in what was purged, so it is not sent again."""
+    node = memory.nodes["n1"]
+    async with sharedlog.connect(memory.address) as cluster:
+        appender = cluster.log("orders").appender(batch_records=1)
+        assert await (await appender.append(b"first")) == 0
+        node.faults.drop_session_after = 0
+        node.faults.refuse_sessions.append(Purged(offset=1, start=5))
+        lost = await appender.append(b"lost")
+        async with asyncio.timeout(10):
+            with pytest.raises(AppendIndefinite, match="begins at 5"):
+                await lost
+        assert await (await appender.append(b"next")) == 1
+        await appender.abort()
+    assert stored(memory) == [b"first", b"next"]
 
 
 async def test_many_batches_in_flight_keep_their_order(memory: MemoryCluster) -> None:

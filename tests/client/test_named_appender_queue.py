@@ -13,6 +13,7 @@ from sharedlog.errors import (
     InvalidArgument,
     NotAppended,
     OffsetMismatch,
+    Purged,
 )
 from sharedlog.ids import Offset
 from sharedlog.pending import AppendBatch, Conditions, PendingAppend
@@ -63,6 +64,20 @@ def test_nothing_is_sent_behind_a_batch_that_ran_out_of_time() -> None:
     assert isinstance(behind.exception(), AppendIndefinite)
     assert isinstance(never_sent.exception(), InvalidArgument), "definite: no session had it"
     assert not queue.has_unsent()
+    with pytest.raises(InvalidArgument):
+        queue.refuse_if_stopped()
+
+
+def test_nothing_is_sent_behind_a_batch_that_a_purge_left_unresolved() -> None:
+    queue = make()
+    lost = put(queue, b"a")
+    assert send(queue) == 10
+    queue.on_session_lost()
+    never_sent = put(queue, b"b")
+    assert queue.fail_unresolved(Purged(offset=3, start=9))
+    queue.check_invariants()
+    assert isinstance(lost.exception(), AppendIndefinite)
+    assert isinstance(never_sent.exception(), InvalidArgument), "definite: no session had it"
     with pytest.raises(InvalidArgument):
         queue.refuse_if_stopped()
 

@@ -13,7 +13,7 @@ from helpers.sequencers import Cluster, batch, cluster
 from metadata.records import LostRange
 from sequencer.config import SequencerConfig
 from sharedlog.clock import SystemClock
-from sharedlog.errors import LogUnavailable, ProducerFenced
+from sharedlog.errors import LogUnavailable, ProducerFenced, Purged
 from sharedlog.ids import Offset
 from sharedlog.v1 import log_pb2
 
@@ -235,6 +235,40 @@ async def test_what_was_given_up_for_lost_is_not_searched_for(tmp_path: Path) ->
         assert starts[1:] == [1], "behind the read of the log's state"
         await session.send(0)
         assert await session.results(1) == ["SequenceGap"], "batch 1 is in the log, 0 is lost"
+
+
+async def test_what_was_purged_is_not_taken_for_absent(tmp_path: Path) -> None:
+    """Batch 0 was in the log, and purged since: to append it again would put it there twice. A
+    session that repeats nothing, or nothing from there, opens as ever."""
+    async with cluster(tmp_path) as made:
+        await survivors(made)
+        made["n2"].record = replace(made.record, start=Offset(1))
+        refused = await made.ask("n2", A, 0, resolve_from=0)
+        error = await refused.error()
+        assert isinstance(error, Purged)
+        assert (error.offset, error.start) == (0, 1)
+        again = await made.session("n2", A, 1, resolve_from=1)
+        await again.send(1, 2)
+        assert await again.results(2) == [1, 2]
+        other = await made.session("n2", B)
+        await other.send(0)
+        assert await other.results(1) == [3]
+
+
+async def test_a_sequencer_that_has_seen_all_needs_not_look_for_what_was_purged(
+    tmp_path: Path,
+) -> None:
+    async with cluster(tmp_path) as made:
+        first = await made.session("n1", A)
+        await first.send(0, 1)
+        assert await first.results(2) == [0, 1]
+        first.lose()
+        made["n1"].record = replace(made.record, start=Offset(2))
+        made.version += 1
+        made.tell("n1")
+        again = await made.session("n1", A, 0, resolve_from=0)
+        await again.send(0, 1, 2)
+        assert await again.results(3) == [0, 1, 2]
 
 
 async def test_searches_wait_for_their_turn(tmp_path: Path) -> None:
