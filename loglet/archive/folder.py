@@ -15,6 +15,10 @@ which a sweep may delete it: who made it looks whether it is still there once it
 syncing and renaming, happens under one lock. It is taken or found busy, never waited for: a thread
 that waited for a process which was stopped would be lost.
 
+**Beside log servers.** A folder may be on their disk, and its page cache is theirs. So what is
+written is synced as it comes: the sync of a whole object would hold up the commits beside it. And
+what is read in long stretches, to verify it or to catch up, is not kept in memory.
+
 **Absence is told apart from an empty disk.** `.store` is made by `prepare`; where it is missing,
 nothing is said to be absent.
 
@@ -36,11 +40,16 @@ from typing import Final
 
 from loglet.archive.object_store import ObjectInfo, Versioned, check_key
 from sharedlog.errors import ArchiveUnsuitable, InvalidArgument, ObjectNotFound, SwapConflict
+from sharedlog.limits import MIB
 
 OWN: Final = ".store"
 """Folder of what is no object."""
 _DURABLE_MAX: Final = 10_000
 """Folders that are remembered to be durable; forgetting one costs a sync."""
+SYNC_EVERY_BYTES: Final = 4 * MIB
+"""Of a file that is written, so much is not synced at most."""
+KEEP_BYTES_MAX: Final = 1 * MIB
+"""A longer read does not leave what it read in the page cache."""
 _NOT_A_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -68,7 +77,11 @@ class Folder:
         """See `ObjectStore.read`."""
         with self._opened(key) as fd:
             size = os.fstat(fd).st_size
-            return _pread(fd, start, size if end is None else min(end, size))
+            end = size if end is None else min(end, size)
+            data = _pread(fd, start, end)
+            if len(data) > KEEP_BYTES_MAX:
+                os.posix_fadvise(fd, start, len(data), os.POSIX_FADV_DONTNEED)
+            return data
 
     def read_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See `ObjectStore.read_tail`."""
@@ -208,6 +221,8 @@ class Folder:
         try:
             if not S_ISREG(os.fstat(fd).st_mode):
                 raise self._not_found(key)
+            # Who reads knows how much of it, and reads ahead by itself.
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
             yield fd
         finally:
             os.close(fd)
@@ -268,13 +283,18 @@ class Writing:
         self._open: tuple[Path, int] | None = None
         self._ended = False
         self._size = 0
+        self._synced = 0
 
     def append(self, data: bytes) -> None:
         """Write more; nothing once it has ended."""
         with self._one_at_a_time:
-            if not self._ended:
-                _write(self._descriptor(), data)
-                self._size += len(data)
+            if self._ended:
+                return
+            _write(self._descriptor(), data)
+            self._size += len(data)
+            if self._size - self._synced >= SYNC_EVERY_BYTES:
+                os.fdatasync(self._descriptor())
+                self._synced = self._size
 
     def finish(self) -> int:
         """Sync, and put the file in its place; its size."""

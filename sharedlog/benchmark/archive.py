@@ -3,9 +3,9 @@
 Two fresh clusters of this machine, one without an archive and one with. Both get the same, in
 turn, so that a machine whose speed drifts favours neither; the one whose turn it is not idles.
 
-1. *append*: an open loop at a steady rate, so many rounds. Beside it the bytes are sampled that are
-   committed and not archived yet. Before the plain cluster has its turn the other has archived what
-   it can, so that it is idle then.
+1. *append*: an open loop at a steady rate, so many rounds, and one before that does not count.
+   Beside it the bytes are sampled that are committed and not archived yet. Before the plain cluster
+   has its turn the other has archived what it can, so that it is idle then.
 2. *first record*: the archived log is trimmed from the log servers up to its last batch, and read
    from random offsets far apart, one fresh read each. Nobody has read any of it before.
 3. *catch-up*: both logs are read from their beginning, in turn: the one from the log servers, the
@@ -37,9 +37,14 @@ from sharedlog.limits import MIB
 Say = Callable[[str], None]
 
 _MB: Final = 1_000_000
-_PAGE_CACHE: Final = {"SHAREDLOG_LOG_SERVER__PAGE_CACHE_BYTES": str(512 * MIB)}
-"""Of each log server, as that of a server with a machine to itself holds what is not archived yet.
-The bound of a development cluster would have it read from the disk again."""
+_SETTINGS: Final = {
+    # As a server with a machine to itself, each holds what is not archived yet. The bound of a
+    # development cluster would have it read from the disk again.
+    "SHAREDLOG_LOG_SERVER__PAGE_CACHE_BYTES": str(512 * MIB),
+    # The controller's first look at an open segment is in the turn of the one or the other.
+    "SHAREDLOG_CONTROLLER__BACKFILL_EVERY_S": "3600",
+}
+"""Of both clusters."""
 _START_S: Final = 1.0
 _LAG_EVERY_S: Final = 0.25
 _SETTLE_S_MAX: Final = 60.0
@@ -89,6 +94,12 @@ class _Side:
     rss_mb: dict[str, float] = field(default_factory=dict)  # by node, the most so far
     cpu_s: float = 0.0  # of all nodes while they were appended to
 
+    def forget(self) -> None:
+        """What was seen of appends so far does not count."""
+        for seen in (self.p50_ms, self.p99_ms, self.mb_per_s, self.lag_mb):
+            seen.clear()
+        self.cpu_s = 0.0
+
     def look(self) -> None:
         """Take in the memory that was sampled since the turn began."""
         self.target.sampler.sample()
@@ -125,7 +136,7 @@ async def run_archive(plan: ArchivePlan, say: Say) -> dict[str, Any]:
 @asynccontextmanager
 async def _open_sides(plan: ArchivePlan) -> AsyncGenerator[tuple[_Side, _Side], None]:
     with TemporaryDirectory(prefix="sharedlog-bench-archive-", dir=plan.directory) as folder:
-        common = TargetPlan(dev_nodes=plan.nodes, directory=plan.directory, settings=_PAGE_CACHE)
+        common = TargetPlan(dev_nodes=plan.nodes, directory=plan.directory, settings=_SETTINGS)
         with_archive = TargetPlan(
             dev_nodes=plan.nodes,
             directory=plan.directory,
@@ -138,7 +149,7 @@ async def _open_sides(plan: ArchivePlan) -> AsyncGenerator[tuple[_Side, _Side], 
 def _settings(plan: ArchivePlan, folder: Path) -> dict[str, str]:
     """Of the nodes with an archive; it is in `folder` if nothing else is said."""
     settings = {
-        **_PAGE_CACHE,
+        **_SETTINGS,
         "SHAREDLOG_ARCHIVE__URL": plan.archive or folder.resolve().as_uri(),
         "SHAREDLOG_OFFLOAD__OBJECT_BYTES": str(plan.object_mib * MIB),
     }
@@ -157,14 +168,17 @@ class _Bench:
     async def measure(self) -> dict[str, Any]:
         plan, plain, archived = self._plan, self._plain, self._archived
         await self._start()
-        for number in range(plan.rounds):
+        for number in range(plan.rounds + 1):
             for side in (plain, archived) if number % 2 == 0 else (archived, plain):
                 await self._append(side)
                 await self._settle()
             self._say(
-                f"append, round {number + 1} of {plan.rounds}: p99 {plain.p99_ms[-1]:.1f} ms, "
+                f"append, round {number} of {plan.rounds}: p99 {plain.p99_ms[-1]:.1f} ms, "
                 f"archived {archived.p99_ms[-1]:.1f} ms and {archived.lag_mb[-1][-1]:.0f} MB behind"
             )
+            if number == 0:
+                plain.forget()
+                archived.forget()
         appending = {side.name: round(side.rss_mb_max, 1) for side in (plain, archived)}
         end = await self._trim()
         first = await self._first_records(end)

@@ -18,7 +18,7 @@ import pytest
 from helpers.archive_stores import QuickClock, new_id, opened, pieces
 
 from loglet.archive.file_store import LOCK_WAIT_S, FileStore
-from loglet.archive.folder import OWN, Folder
+from loglet.archive.folder import KEEP_BYTES_MAX, OWN, SYNC_EVERY_BYTES, Folder
 from loglet.archive.object_store import ObjectStore
 from loglet.archive.url import FolderUrl, parse_archive_url
 from sharedlog.errors import (
@@ -310,6 +310,35 @@ async def test_all_is_synced_before_it_is_told(
     events.clear()
     await store.delete(["a/b/object", "a/b/manifest"])
     assert events == [f"sync {root}/a/b"]
+
+
+async def test_the_log_servers_of_the_disk_are_not_held_up(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large object is on the disk as it comes, not all at once at its end; a long read does not
+    fill the page cache, a short one may be wanted again."""
+    synced: list[int] = []
+    dropped: list[tuple[int, int]] = []
+    sync, advise = os.fdatasync, os.posix_fadvise
+
+    def noting_sync(fd: int) -> None:
+        synced.append(os.fstat(fd).st_size)
+        sync(fd)
+
+    def noting_advice(fd: int, start: int, size: int, advice: int) -> None:
+        if advice == os.POSIX_FADV_DONTNEED:
+            dropped.append((start, size))
+        advise(fd, start, size, advice)
+
+    monkeypatch.setattr(os, "fdatasync", noting_sync)
+    monkeypatch.setattr(os, "posix_fadvise", noting_advice)
+    piece = bytes(SYNC_EVERY_BYTES // 2)
+    await store.upload("object", pieces(*[piece] * 5))
+    assert synced == [SYNC_EVERY_BYTES, 2 * SYNC_EVERY_BYTES]
+    await store.read("object", 0, KEEP_BYTES_MAX)
+    assert dropped == []
+    await store.read("object", 10, KEEP_BYTES_MAX + 11)
+    assert dropped == [(10, KEEP_BYTES_MAX + 1)]
 
 
 async def test_an_upload_that_is_cancelled_while_it_writes_closes_after_the_thread(

@@ -41,4 +41,4 @@ async def test_a_short_run_measures_everything(tmp_path: Path) -> None:
     assert found["catch_up"]["mb"] >= 1
     assert found["catch_up"]["ratio"] > 0
     assert found["memory"]["most_mb"]["archived"] > 0
-    assert len(said) == 3
+    assert len(said) == 4
