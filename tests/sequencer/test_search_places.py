@@ -78,7 +78,7 @@ class Node:
         self._next_producer += 1
 
         async def admitting() -> tuple[ActiveLoglet, KnownChain]:
-            record = SimpleNamespace(name=active.name, chain=())
+            record = SimpleNamespace(name=active.name, chain=(), start=0)
             return active, KnownChain(record, 1)  # type: ignore[arg-type]  # as much as is used
 
         async def run() -> None:
