@@ -3,9 +3,9 @@
 A trim is done when the local start is on disk; from then on nothing below is served, and how soon
 its room comes back matters to nobody's correctness. So the batches go in chunks, of so many batches
 and bytes at most, one with a commit that is made anyway: that costs no sync of its own, and what a
-commit takes stays near to what it would without. A chunk is at least a multiple of what the commit
-before has stored, so that deleting keeps up with storing however fast that goes. When no commit
-comes along for a while a chunk is committed alone.
+commit takes stays near to what it would without. A chunk is at least a multiple of what was stored
+since the one before, by however many commits, so that deleting keeps up with storing however fast
+that goes. When no commit comes along for a while a chunk is committed alone.
 
 Which batches are next is looked up on the store's own threads, which bring into memory what the
 writer will have to look at.
@@ -44,8 +44,11 @@ CHUNK_BYTES_MIN: Final = 4 * MIB
 but LMDB keeps a list of the pages that each commit has freed, and writes it anew when it takes from
 it."""
 
+CHUNK_BYTES_MAX: Final = 256 * MIB
+"""Bytes of a chunk whatever is stored: the list of its pages takes half a MiB."""
+
 KEEP_UP: Final = 2
-"""A chunk is at least so many times what the last commit has stored."""
+"""A chunk is at least so many times what was stored since the one before."""
 
 PAUSE_S: Final = 1.0
 """Before a chunk is tried again for which there was no room."""
@@ -62,7 +65,7 @@ class Sweep:
         self._wait_s = config.sweep_wait_s
         self._metrics = metrics
         self._pending: dict[LogletId, Offset] = {}  # all that ends at or below this is to go
-        self._stored = (0, 0)  # batches and bytes of the last commit
+        self._stored_batches = self._stored_bytes = 0  # beyond what the last chunk answers for
         self._wake = asyncio.Event()
         self._ready: DropBatches | None = None  # a chunk that nobody has taken yet
         self._taken: asyncio.Future[bool] | None = None  # of the chunk; its result is whether done
@@ -74,7 +77,8 @@ class Sweep:
 
     def on_stored(self, batches: int, size: int) -> None:
         """A commit has stored so much."""
-        self._stored = (batches, size)
+        self._stored_batches += batches
+        self._stored_bytes += size
 
     @property
     def is_ready(self) -> bool:
@@ -114,16 +118,17 @@ class Sweep:
                     await self._clock.sleep(PAUSE_S)
             self._wake.clear()
             await self._wake.wait()
+            self._stored_batches = self._stored_bytes = 0  # while there was nothing to delete
 
     async def _sweep(self, loglet: LogletId, below: Offset, ask_writer: Callable[[], None]) -> bool:
         """Delete one chunk of a loglet, in turn with the others; False: not now."""
-        batches, size = self._stored
+        batches, size = self._stored_batches, self._stored_bytes
         try:
             chunk = await self._store.find_trimmed(
                 loglet,
                 below,
                 max_batches=min(max(CHUNK_BATCHES_MIN, KEEP_UP * batches), CHUNK_BATCHES_MAX),
-                max_bytes=max(CHUNK_BYTES_MIN, KEEP_UP * size),
+                max_bytes=min(max(CHUNK_BYTES_MIN, KEEP_UP * size), CHUNK_BYTES_MAX),
             )
         except StoreFailed as error:
             log.error("sweep.failed", extra={"loglet": str(loglet), "reason": str(error)})  # noqa: TRY400
@@ -132,6 +137,8 @@ class Sweep:
             if self._pending.get(loglet) == below:
                 del self._pending[loglet]
             return True
+        self._stored_batches -= batches
+        self._stored_bytes -= size
         self._pending[loglet] = max(self._pending.pop(loglet), below)  # the others are next
         return await self._hand_over(chunk, ask_writer)
 
