@@ -38,6 +38,38 @@ class Histogram:
         self.min_s = min(self.min_s, seconds)
         self.max_s = max(self.max_s, seconds)
 
+    def record_falling(self, first_s: float, step_s: float, count: int) -> None:
+        """Count the `count` durations `first_s - k * step_s`, k from 0; `step_s` is positive.
+
+        The same as `record` for each, in a step per bucket instead of one per duration: those of
+        fifty thousand records a second would otherwise cost as much as appending them.
+        """
+        assert count > 0
+        assert step_s > 0
+        at = 0
+        while at < count:
+            longest_s = first_s - at * step_s
+            if longest_s <= 0:
+                self.record(0.0, count - at)
+                return
+            bucket = _bucket(longest_s)
+            end = min(count, at + 1 + int((longest_s - _lower_end_s(bucket)) / step_s))
+            # Rounding may be off by one on either side of the bucket's lower end.
+            while not _is_within(first_s - (end - 1) * step_s, bucket):
+                end -= 1
+            while end < count and _is_within(first_s - end * step_s, bucket):
+                end += 1
+            self._count_falling(bucket, longest_s, step_s, end - at)
+            at = end
+
+    def _count_falling(self, bucket: int, longest_s: float, step_s: float, count: int) -> None:
+        shortest_s = longest_s - (count - 1) * step_s
+        self._buckets[bucket] += count
+        self.count += count
+        self.total_s += (longest_s + shortest_s) / 2 * count
+        self.min_s = min(self.min_s, shortest_s)
+        self.max_s = max(self.max_s, longest_s)
+
     def add(self, other: Histogram) -> None:
         """Take in all that another histogram counted."""
         self._buckets.update(other._buckets)
@@ -89,8 +121,18 @@ def _bucket(seconds: float) -> int:
     return exponent * _STEPS + int((fraction - 0.5) * 2 * _STEPS)
 
 
+def _is_within(seconds: float, bucket: int) -> bool:
+    return seconds > 0 and _bucket(seconds) == bucket
+
+
 def _upper_end_s(bucket: int) -> float:
+    return _UNIT_S if bucket == 0 else _end_s(bucket, 1)
+
+
+def _lower_end_s(bucket: int) -> float:
+    return 0.0 if bucket == 0 else _end_s(bucket, 0)
+
+
+def _end_s(bucket: int, steps: int) -> float:
     exponent, step = divmod(bucket, _STEPS)
-    if exponent == 0:
-        return _UNIT_S
-    return math.ldexp(0.5 + (step + 1) / (2 * _STEPS), exponent) * _UNIT_S
+    return math.ldexp(0.5 + (step + steps) / (2 * _STEPS), exponent) * _UNIT_S

@@ -71,6 +71,23 @@ def test_two_histograms_added_are_one_of_all_durations(
     assert halves[0].summary_ms() == whole.summary_ms()
 
 
+@given(
+    st.floats(min_value=-1.0, max_value=50.0),
+    st.floats(min_value=1e-7, max_value=0.5),
+    st.integers(1, 300),
+)
+def test_falling_durations_count_as_each_of_them(first: float, step: float, count: int) -> None:
+    together, each = Histogram(), Histogram()
+    together.record_falling(first, step, count)
+    for index in range(count):
+        each.record(first - index * step)
+    assert together.percentiles_s(PERCENTS) == pytest.approx(each.percentiles_s(PERCENTS))
+    assert together._buckets == each._buckets
+    assert (together.count, together.max_s) == (each.count, each.max_s)
+    assert together.min_s == pytest.approx(each.min_s, abs=1e-9)
+    assert together.total_s == pytest.approx(each.total_s, abs=1e-9)
+
+
 def test_buckets_of_a_duration_are_few_and_the_edges_hold() -> None:
     """A whole run takes a few hundred counters, and 0, 1 µs and clock steps backwards are taken."""
     histogram = Histogram()

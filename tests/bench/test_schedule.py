@@ -24,6 +24,17 @@ def test_records_become_due_at_the_rate() -> None:
     assert schedule.take_due(300.0, 100) == range(10, 10)
 
 
+def test_at_a_high_rate_the_records_of_a_millisecond_go_together() -> None:
+    """And the last ones do not wait for more."""
+    schedule = OpenLoop(rate=50_000.0, start_s=0.0, seconds=0.0012)
+    assert schedule.wait_s(0.0) == pytest.approx(49 / 50_000)
+    assert schedule.take_due(0.00099, 1_000) == range(50)
+    assert schedule.wait_s(0.00099) == pytest.approx(59 / 50_000 - 0.00099)
+    latencies = Histogram()
+    schedule.record_latencies(range(50), acked_s=0.01, into=latencies)
+    assert (latencies.count, latencies.max_s) == (50, 0.01)  # from when each was meant to go
+
+
 def test_a_stall_shows_in_every_record_that_was_meant_for_it() -> None:
     """No coordinated omission: a system that stalls for a second at 100 records/s spoils 100
     latencies, where a closed loop would report one slow answer."""
