@@ -519,9 +519,8 @@ class Sequencer:
             opened.next_sequence = claimed.life.next_sequence
         sender: Sender = PlainSender() if claimed is None else claimed.session
 
-        def submit(request: log_pb2.AppendSessionRequest, slot: SessionSlot) -> None:
-            conditions = conditions_of(request)
-            self._admission.submit(active, sender, request.batch, conditions, slot)
+        def submit(request: log_pb2.AppendSessionRequest, batch: bytes, slot: SessionSlot) -> None:
+            self._admission.submit(active, sender, batch, conditions_of(request), slot)
 
         session = AppendSession(
             stream,

@@ -64,7 +64,7 @@ class SessionSlot:
 
 
 class AppendSession:
-    """Serves one stream; `submit` admits a batch or raises.
+    """Serves one stream; `submit` admits the batch of a request or raises.
 
     While `gate` returns a future nothing may be submitted; while `wait_for_room` returns one,
     nothing more is read.
@@ -75,7 +75,7 @@ class AppendSession:
         stream: SessionStream,
         *,
         opened: log_pb2.AppendSessionOpened,
-        submit: Callable[[log_pb2.AppendSessionRequest, SessionSlot], None],
+        submit: Callable[[log_pb2.AppendSessionRequest, bytes, SessionSlot], None],
         gate: Callable[[], asyncio.Future[None] | None],
         wait_for_room: Callable[[], asyncio.Future[None] | None],
     ) -> None:
@@ -160,11 +160,12 @@ class AppendSession:
         self._results.set()
 
     def _take(self, request: log_pb2.AppendSessionRequest) -> None:
-        slot = SessionSlot(self, max(len(request.batch), BATCH_COST_BYTES_MIN))
+        batch = request.batch  # each look at it is a copy
+        slot = SessionSlot(self, max(len(batch), BATCH_COST_BYTES_MIN))
         self._slots.append(slot)
         self._unanswered_bytes += slot.size
         try:
-            self._submit(request, slot)
+            self._submit(request, batch, slot)
         except SharedLogError as error:
             slot.failed(error)
 

@@ -34,7 +34,7 @@ from itertools import accumulate, repeat
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from sharedlog.checksum import crc32c
+from sharedlog.checksum import CrcBehind, crc32c
 from sharedlog.codec import CODEC_NONE, Compressor, compress, decompress
 from sharedlog.errors import (
     BatchTooLarge,
@@ -70,6 +70,10 @@ PLACEMENT_BYTES: Final = _PLACEMENT.size
 
 HEADERS_BYTES: Final = PLACEMENT_BYTES + BATCH_HEADER_BYTES
 """The fixed part of a placed batch: all that tells where it lies and who made it."""
+
+# Of what a batch's checksum is about: all behind the four bytes of the checksum itself.
+_crc_of_batch: Final = CrcBehind(4)
+_crc_of_placed: Final = CrcBehind(PLACEMENT_BYTES + 4)
 
 _KIND_AT: Final = 7  # in the placement; 0: records
 _HEADER_BYTES: Final = struct.Struct("<H")
@@ -326,7 +330,7 @@ def check_batch(data: bytes) -> BatchHeader:
     if len(data) > BATCH_BYTES_MAX:
         raise BatchTooLarge(size=len(data), max_size=BATCH_BYTES_MAX, unit="bytes")
     header = parse_batch_header(data)
-    if crc32c(data[4:]) != header.crc32c:
+    if _crc_of_batch(data) != header.crc32c:
         raise CorruptBatch("the batch's checksum does not match its bytes")
     _check_limits(header.batch_bytes, header.record_count)
     return header
@@ -398,7 +402,7 @@ def check_placed(placed: bytes) -> Placement:
     header = parse_batch_header(placed, PLACEMENT_BYTES)
     if header.crc32c != placement.batch_crc32c or header.record_count != placement.record_count:
         raise CorruptBatch("the batch is not the one that was placed here")
-    if crc32c(placed[PLACEMENT_BYTES + 4 :]) != header.crc32c:
+    if _crc_of_placed(placed) != header.crc32c:
         raise CorruptBatch("the batch's checksum does not match its bytes")
     return placement
 

@@ -49,8 +49,8 @@ class FakeStream:
 def make_session(
     stream: FakeStream, submitted: list[SessionSlot], *, bytes_max: int = 8_000_000
 ) -> AppendSession:
-    def submit(request: log_pb2.AppendSessionRequest, slot: SessionSlot) -> None:
-        if request.batch in (b"bad", b""):
+    def submit(_: log_pb2.AppendSessionRequest, batch: bytes, slot: SessionSlot) -> None:
+        if batch in (b"bad", b""):
             raise CorruptBatch("bad")
         submitted.append(slot)
 
