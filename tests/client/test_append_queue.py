@@ -28,7 +28,7 @@ PRODUCER = 0xFEED
 
 
 def make(**settings_: float) -> AppendQueue:
-    config = AppenderConfig(**settings_)  # type: ignore[arg-type]  # numbers by name
+    config = AppenderConfig(**{"slots": 4, **settings_})  # type: ignore[arg-type]  # numbers by name
     queue = AppendQueue(config, producer_id=PRODUCER)
     reopen(queue)
     return queue

@@ -254,9 +254,13 @@ class Course:
         assert offsets == sorted(set(offsets))
 
 
-def run(seed: int, *, batch_bytes: int, records: int) -> Course:
+def run(seed: int, *, batch_bytes: int, records: int, slots: int = 4) -> Course:
     config = AppenderConfig(
-        batch_bytes=batch_bytes, batch_records=records, in_flight_bytes=2_000, timeout_s=9
+        batch_bytes=batch_bytes,
+        batch_records=records,
+        slots=slots,
+        in_flight_bytes=2_000,
+        timeout_s=9,
     )
     course = Course(Random(seed), AppendQueue(config, producer_id=PRODUCER))
     for _ in range(250):
@@ -272,12 +276,15 @@ def run(seed: int, *, batch_bytes: int, records: int) -> Course:
     seed=st.integers(0, 2**32),
     batch_bytes=st.sampled_from([1, 80, 300, 4_000]),
     records=st.sampled_from([1, 3, 50]),
+    slots=st.sampled_from([1, 4]),
 )
-def test_any_course_keeps_order_and_appends_once(seed: int, batch_bytes: int, records: int) -> None:
+def test_any_course_keeps_order_and_appends_once(
+    seed: int, batch_bytes: int, records: int, slots: int
+) -> None:
     """Promises 4 and 5, field notes 17, 36 and 41: through lost sessions, lost answers, late
     arrivals, refusals, moves and time-outs, acknowledged batches lie in the order of their
     admission, each batch is in the log at most once, and a definite failure is not in it."""
-    run(seed, batch_bytes=batch_bytes, records=records)
+    run(seed, batch_bytes=batch_bytes, records=records, slots=slots)
 
 
 def test_the_model_meets_what_it_is_for() -> None:

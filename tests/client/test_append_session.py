@@ -76,7 +76,7 @@ class Used:
     def __init__(self) -> None:
         self.closing = False
         self.stream = FakeStream()
-        self.queue = AppendQueue(AppenderConfig(batch_records=1), producer_id=7)
+        self.queue = AppendQueue(AppenderConfig(batch_records=1, slots=4), producer_id=7)
         self.work = Bell()
         self._session = AppendSession(self.stream, self.queue, self, CLOCK, self.work)
 

@@ -20,6 +20,7 @@ from helpers.sim.world import SimClock, World
 
 import sharedlog
 from sharedlog.cluster import Cluster, Routing
+from sharedlog.config import AppenderConfig
 from sharedlog.errors import (
     AppendIndefinite,
     DataLoss,
@@ -37,6 +38,8 @@ VALUE_PAD: Final = 40
 """Bytes that each value has, its name included."""
 KEYS: Final = (b"red", b"green", b"blue", None)
 """Of records, in turn."""
+_APPENDERS: Final = AppenderConfig(slots=4)
+"""Several small batches on their way at once: more that can go wrong than with one."""
 
 
 class SimClient:
@@ -68,6 +71,7 @@ async def open_client(
         transport=transport,
         clock=SimClock(),
         rng=world.random(f"client {name}"),
+        append_config=_APPENDERS,
     )
     try:
         found = SimClient(name, Host(name), connected, connected.log(log), world.random(name))
