@@ -15,9 +15,9 @@ which a sweep may delete it: who made it looks whether it is still there once it
 syncing and renaming, happens under one lock. It is taken or found busy, never waited for: a thread
 that waited for a process which was stopped would be lost.
 
-**Beside log servers.** A folder may be on their disk, and its page cache is theirs. So what is
-written is synced as it comes: the sync of a whole object would hold up the commits beside it. And
-what is read in long stretches, to verify it or to catch up, is not kept in memory.
+**Beside log servers.** A folder may be on their disk, and its page cache is theirs. So objects are
+written past it, and what is read in long stretches, to verify it or to catch up, is read past it
+(`direct.py`).
 
 **Absence is told apart from an empty disk.** `.store` is made by `prepare`; where it is missing,
 nothing is said to be absent.
@@ -38,6 +38,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Final
 
+from loglet.archive.direct import DirectWriter, read_cached, read_direct
 from loglet.archive.object_store import ObjectInfo, Versioned, check_key
 from sharedlog.errors import ArchiveUnsuitable, InvalidArgument, ObjectNotFound, SwapConflict
 from sharedlog.limits import MIB
@@ -46,10 +47,8 @@ OWN: Final = ".store"
 """Folder of what is no object."""
 _DURABLE_MAX: Final = 10_000
 """Folders that are remembered to be durable; forgetting one costs a sync."""
-SYNC_EVERY_BYTES: Final = 4 * MIB
-"""Of a file that is written, so much is not synced at most."""
 KEEP_BYTES_MAX: Final = 1 * MIB
-"""A longer read does not leave what it read in the page cache."""
+"""A longer read goes past the page cache; what a short one has read may be wanted again."""
 _NOT_A_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -78,16 +77,15 @@ class Folder:
         with self._opened(key) as fd:
             size = os.fstat(fd).st_size
             end = size if end is None else min(end, size)
-            data = _pread(fd, start, end)
-            if len(data) > KEEP_BYTES_MAX:
-                os.posix_fadvise(fd, start, len(data), os.POSIX_FADV_DONTNEED)
-            return data
+            if end - start > KEEP_BYTES_MAX:
+                return read_direct(fd, start, end)
+            return read_cached(fd, start, end)
 
     def read_tail(self, key: str, size: int) -> tuple[bytes, int]:
         """See `ObjectStore.read_tail`."""
         with self._opened(key) as fd:
             whole = os.fstat(fd).st_size
-            return _pread(fd, max(0, whole - size), whole), whole
+            return read_cached(fd, max(0, whole - size), whole), whole
 
     def read_versioned(self, key: str) -> Versioned | None:
         """See `ObjectStore.read_versioned`."""
@@ -280,30 +278,27 @@ class Writing:
         self._folder = folder
         self._path = path
         self._one_at_a_time = threading.Lock()  # so that no thread uses a descriptor that is closed
-        self._open: tuple[Path, int] | None = None
+        self._open: tuple[Path, int, DirectWriter] | None = None
         self._ended = False
         self._size = 0
-        self._synced = 0
 
     def append(self, data: bytes) -> None:
         """Write more; nothing once it has ended."""
         with self._one_at_a_time:
             if self._ended:
                 return
-            _write(self._descriptor(), data)
+            _, _, writer = self._begun()
+            writer.write(data)
             self._size += len(data)
-            if self._size - self._synced >= SYNC_EVERY_BYTES:
-                os.fdatasync(self._descriptor())
-                self._synced = self._size
 
     def finish(self) -> int:
         """Sync, and put the file in its place; its size."""
         with self._one_at_a_time:
             if not self._ended:
-                fd = self._descriptor()
-                assert self._open is not None
+                written, fd, writer = self._begun()
+                writer.finish()
                 os.fsync(fd)
-                self._folder.put_in_place(self._open[0], self._path)
+                self._folder.put_in_place(written, self._path)
                 self._close()
             return self._size
 
@@ -316,14 +311,17 @@ class Writing:
                 self._close()
             self._ended = True
 
-    def _descriptor(self) -> int:
+    def _begun(self) -> tuple[Path, int, DirectWriter]:
         if self._open is None:
-            self._open = self._folder.begin()
-        return self._open[1]
+            path, fd = self._folder.begin()
+            self._open = path, fd, DirectWriter(fd)
+        return self._open
 
     def _close(self) -> None:
         if self._open is not None:
-            os.close(self._open[1])
+            _, fd, writer = self._open
+            writer.close()
+            os.close(fd)
         self._open, self._ended = None, True
 
 
@@ -365,21 +363,6 @@ def _delete_unless_held(path: Path) -> None:
         return
     finally:
         os.close(fd)
-
-
-def _pread(fd: int, start: int, end: int) -> bytes:
-    """The bytes [start, end); fewer if the file ends before."""
-    pieces: list[bytes] = []
-    while start < end and (piece := os.pread(fd, end - start, start)):
-        pieces.append(piece)
-        start += len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _write(fd: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(fd, left) :]
 
 
 def _sync_folder(folder: Path) -> None:
