@@ -9,9 +9,10 @@ Theory of operation. A batch moves through at most four places, always in order:
                      ▲                        │
                      └──── the session ends ◀─┘
 
-Batching is natural: while fewer than `slots` batches are in flight the open batch leaves on the
-next turn of the loop; while more are, it gathers records. So a lone append is not held up, and a
-busy appender makes large batches by itself.
+Batching is natural: the open batch leaves on the next turn of the loop, and takes a slot until it
+is answered; while all `slots` are taken it gathers records. So a lone append is not held up, and a
+busy appender makes large batches by itself. A batch that is full, or an appender's `flush` cuts,
+leaves without a slot.
 
 Repetition. An appender is a *producer*: it has an id, and counts its records; each batch, when it
 is sent for the first time, gets the sequence of its first record and keeps it for ever. When a
@@ -145,6 +146,7 @@ class AppendQueue:
         self._open_has_extras = False
         self.waiting: deque[AppendBatch] = deque()
         self.sent: deque[AppendBatch] = deque()
+        self._slots_taken = 0
         self.room = 0
         self.callers_waiting = 0
         self.in_flight_bytes = 0
@@ -348,7 +350,8 @@ class AppendQueue:
         """The batch to send now, encoded and counted as in flight; None: not now."""
         if not self._in_session:
             return None
-        if not self.waiting:
+        is_early = not self.waiting
+        if is_early:
             if not self._open_may_leave(now_s):
                 return None
             self.cut()
@@ -361,6 +364,8 @@ class AppendQueue:
         self.waiting_bytes -= batch.size
         self._encode(batch)
         self._session_sequence += batch.count
+        batch.takes_slot = is_early
+        self._slots_taken += is_early
         self.sent.append(batch)
         self.in_flight_bytes += batch.size
         return batch
@@ -400,7 +405,7 @@ class AppendQueue:
         batch = self.open
         return (
             batch is not None
-            and len(self.sent) < self.config.slots
+            and self._slots_taken < self.config.slots
             and now_s >= batch.opened_s + self.config.linger_s
         )
 
@@ -465,16 +470,18 @@ class AppendQueue:
                 self._finish(batch, Offset(0), unrepeated())
             if not batch.done:
                 batch.unresolved = batch.unresolved or unresolved
+                batch.takes_slot = False
                 self.waiting.appendleft(batch)
                 self.waiting_bytes += batch.size
         self.sent.clear()
-        self.in_flight_bytes = 0
+        self.in_flight_bytes = self._slots_taken = 0
         self._in_session = False
         self._fail_behind()
 
     def _forget_oldest(self) -> None:
         batch = self.sent.popleft()
         self.in_flight_bytes -= batch.size
+        self._slots_taken -= batch.takes_slot
 
     def on_time(self, now_s: float, last_error: SharedLogError | None) -> bool:
         """Fail what ran out of time. Returns whether nothing that was sent is waited for now."""
@@ -568,6 +575,8 @@ class AppendQueue:
     def check_invariants(self) -> None:
         """Asserts, for tests."""
         assert self.in_flight_bytes == sum(batch.size for batch in self.sent)
+        assert self._slots_taken == sum(batch.takes_slot for batch in self.sent)
+        assert not any(batch.takes_slot for batch in self.waiting)
         assert self.waiting_bytes == sum(batch.size for batch in self.waiting)
         assert not any(batch.done for batch in self.waiting)
         unresolved = [batch.unresolved for batch in self.waiting]

@@ -24,8 +24,8 @@ class AppenderConfig:
     linger_s: float = 0.0
     """A batch that is not full waits so long for more records, even when it could leave."""
     slots: int = 1
-    """While fewer batches are in flight, a batch that is not full leaves at once; otherwise it
-    gathers records until it is full or one of those in flight is answered. More of them make more
+    """While fewer batches that were not full are in flight, another one leaves at once; otherwise
+    it gathers records until it is full or one of those is answered. More of them make more
     and smaller batches, and a batch costs the nodes' processors much whatever its size: worth it
     where the way to the cluster is long and its processors have time."""
     in_flight_bytes: int = 16 * MIB

@@ -80,6 +80,7 @@ class AppendBatch:
         "retrieved",
         "sequence",
         "size",
+        "takes_slot",
         "timeout_s",
         "unresolved",
         "waiters",
@@ -108,6 +109,7 @@ class AppendBatch:
         self.unresolved = False
         self.floor = NO_BOUND
         self.size = 0  # bytes, as they are counted while the batch waits or is in flight
+        self.takes_slot = False  # it left before it was full
         self.done = False
         self.first = Offset(0)  # meaningful once done without error
         self.error: SharedLogError | None = None

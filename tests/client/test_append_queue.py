@@ -78,6 +78,34 @@ def test_a_lone_record_leaves_at_once_and_others_gather_behind_it() -> None:
     queue.check_invariants()
 
 
+def test_full_batches_take_no_slot() -> None:
+    """The end of a burst does not wait until all before it is answered; the next small one does."""
+    queue = make(slots=1, batch_records=2)
+    for value in (b"a", b"b", b"c", b"d", b"e"):
+        put(queue, value)
+    sent = [queue.next_to_send(0.0) for _ in range(4)]
+    assert [len(it.builder) if it else None for it in sent] == [2, 2, 1, None]
+    put(queue, b"f")
+    for first in (0, 2):
+        queue.on_result(Offset(first), None)
+        assert queue.next_to_send(0.0) is None
+    queue.on_result(Offset(4), None)
+    assert queue.next_to_send(0.0) is not None
+    queue.check_invariants()
+
+
+def test_a_slot_ends_with_its_session() -> None:
+    queue = make(slots=1)
+    put(queue, b"a")
+    assert queue.next_to_send(0.0) is not None
+    queue.on_session_lost()
+    reopen(queue)
+    assert queue.next_to_send(0.0) is not None, "again"
+    put(queue, b"b")
+    assert queue.next_to_send(0.0) is not None, "what is sent again takes none"
+    queue.check_invariants()
+
+
 def test_linger_holds_a_batch_that_is_not_full() -> None:
     """`linger_s` delays, and a full batch does not wait for it."""
     queue = make(linger_s=1.0, batch_records=2)
