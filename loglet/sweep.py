@@ -3,9 +3,9 @@
 A trim is done when the local start is on disk; from then on nothing below is served, and how soon
 its room comes back matters to nobody's correctness. So the batches go in chunks, of so many batches
 and bytes at most, one with a commit that is made anyway: that costs no sync of its own, and what a
-commit takes stays near to what it would without. A chunk is at least a multiple of what was stored
-since the one before, by however many commits, so that deleting keeps up with storing however fast
-that goes. When no commit comes along for a while a chunk is committed alone.
+commit takes stays near to what it would without. Up to those bounds a chunk is at least a multiple
+of what was stored since the one before, by however many commits, so that deleting keeps up with
+storing. When no commit comes along for a while a chunk is committed alone.
 
 Which batches are next is looked up on the store's own threads, which bring into memory what the
 writer will have to look at.

@@ -5,11 +5,11 @@ take has to be found and copied to; and what is read back right after it was wri
 compared with memory, not with the disk.
 
 The kernel wants memory, positions and sizes in whole blocks. So bytes go through buffers of
-`PIECE_BYTES`, which are used again, and the end of a file, which is no whole block, is written
-through the page cache. What can't be done this way, for the file system does not know it (some in
-memory, some on a network), is done through the page cache altogether: then what was written is
-synced as it comes, for the sync of a whole object would hold up the commits of log servers beside
-it, and what was read is let go of.
+`PIECE_BYTES`, which are used again, and what is behind the last whole piece of a file is written
+through the page cache. Some file systems (in memory, on a network, with checksums of their own)
+refuse that, or take it and go through the page cache all the same. So whatever way it goes, what
+was written is synced as it comes, for the sync of a whole object would hold up the commits of log
+servers beside it, and what was read is let go of.
 
 Everything here blocks and raises OSError.
 """
@@ -30,12 +30,13 @@ from sharedlog.limits import KIB, MIB
 PIECE_BYTES: Final = 512 * KIB
 """One read or write: short, for a commit beside it waits for it."""
 SYNC_EVERY_BYTES: Final = 4 * MIB
-"""Of a file that is written through the page cache, so much is not synced at most."""
+"""Of a file that is written, so much is not synced at most."""
 _BLOCK_BYTES: Final = 4 * KIB
 """Of any disk a multiple of its own."""
 _O_DIRECT: Final = getattr(os, "O_DIRECT", 0)
 _SPARE: Final[deque[mmap.mmap]] = deque(maxlen=4)
 """Buffers that nobody uses. Appending and popping are atomic."""
+os.register_at_fork(after_in_child=_SPARE.clear)  # they are shared with the parent
 
 
 class DirectWriter:
@@ -87,9 +88,8 @@ class DirectWriter:
         with memoryview(self._buffer) as view:
             if self._direct:
                 written = self._write_direct(view)
-                if written == PIECE_BYTES:
-                    return
-                self._direct = _set_direct(self._fd, on=False)
+                if written < PIECE_BYTES:
+                    self._direct = _set_direct(self._fd, on=False)
             else:
                 written = 0
             with view[written:] as left:
@@ -116,11 +116,10 @@ def read_direct(fd: int, start: int, end: int) -> bytes:
             data = _read_pieces(fd, start, end)
         finally:
             _set_direct(fd, on=False)
-    if len(data) == end - start:
-        return data
-    rest = read_cached(fd, start + len(data), end)
+    if len(data) < end - start:
+        data += read_cached(fd, start + len(data), end)
     os.posix_fadvise(fd, start, end - start, os.POSIX_FADV_DONTNEED)
-    return data + rest
+    return data
 
 
 def read_cached(fd: int, start: int, end: int) -> bytes:
@@ -138,8 +137,10 @@ def _read_pieces(fd: int, start: int, end: int) -> bytes:
     at = start - start % _BLOCK_BYTES
     with _buffer() as buffer, memoryview(buffer) as view:
         while at < end:
+            asked = min(PIECE_BYTES, end - at + -(end - at) % _BLOCK_BYTES)
             try:
-                size = os.preadv(fd, [buffer], at)
+                with view[:asked] as whole_blocks:
+                    size = os.preadv(fd, [whole_blocks], at)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
@@ -147,7 +148,7 @@ def _read_pieces(fd: int, start: int, end: int) -> bytes:
             with view[max(0, start - at) : min(size, end - at)] as wanted:
                 pieces.append(bytes(wanted))
             at += size
-            if size < PIECE_BYTES:
+            if size < asked:
                 break  # most likely the file ends there
     return b"".join(pieces)
 

@@ -280,11 +280,12 @@ class Writing:
         self._one_at_a_time = threading.Lock()  # so that no thread uses a descriptor that is closed
         self._open: tuple[Path, int, DirectWriter] | None = None
         self._ended = False
+        self._failure: OSError | None = None  # something is missing: it must not be put in place
         self._size = 0
 
     def append(self, data: bytes) -> None:
         """Write more; nothing once it has ended."""
-        with self._one_at_a_time:
+        with self._one_at_a_time, self._failing():
             if self._ended:
                 return
             _, _, writer = self._begun()
@@ -293,7 +294,7 @@ class Writing:
 
     def finish(self) -> int:
         """Sync, and put the file in its place; its size."""
-        with self._one_at_a_time:
+        with self._one_at_a_time, self._failing():
             if not self._ended:
                 written, fd, writer = self._begun()
                 writer.finish()
@@ -311,10 +312,25 @@ class Writing:
                 self._close()
             self._ended = True
 
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """A failure is for ever."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            yield
+        except OSError as error:
+            self._failure = error
+            raise
+
     def _begun(self) -> tuple[Path, int, DirectWriter]:
         if self._open is None:
             path, fd = self._folder.begin()
-            self._open = path, fd, DirectWriter(fd)
+            try:
+                self._open = path, fd, DirectWriter(fd)
+            except BaseException:
+                os.close(fd)  # nobody holds the file then, and a sweep deletes it
+                raise
         return self._open
 
     def _close(self) -> None:

@@ -59,11 +59,10 @@ class Histogram:
                 end -= 1
             while end < count and _is_within(first_s - end * step_s, bucket):
                 end += 1
-            self._count_falling(bucket, longest_s, step_s, end - at)
+            self._count_falling(bucket, longest_s, first_s - (end - 1) * step_s, end - at)
             at = end
 
-    def _count_falling(self, bucket: int, longest_s: float, step_s: float, count: int) -> None:
-        shortest_s = longest_s - (count - 1) * step_s
+    def _count_falling(self, bucket: int, longest_s: float, shortest_s: float, count: int) -> None:
         self._buckets[bucket] += count
         self.count += count
         self.total_s += (longest_s + shortest_s) / 2 * count

@@ -122,13 +122,14 @@ def test_what_is_written_is_read(tmp_path: Path, size: int) -> None:
         os.close(fd)
 
 
-@pytest.mark.parametrize("way", [unknown_flag, refused_flag, flag_without_effect])
-def test_through_the_page_cache_it_is_synced_as_it_comes(
+@pytest.mark.parametrize("way", [as_it_is, unknown_flag, refused_flag, flag_without_effect])
+def test_it_is_synced_as_it_comes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     way: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
-    """The sync of a whole object would hold up the commits of log servers on the disk."""
+    """The sync of a whole object would hold up the commits of log servers on the disk; and who
+    knows whether O_DIRECT has an effect."""
     way(monkeypatch)
     synced: list[int] = []
     monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(os.fstat(fd).st_size))

@@ -16,7 +16,7 @@ from random import Random
 
 import pytest
 from helpers.archive_stores import QuickClock, new_id, opened, pieces
-from helpers.page_cache import cached_bytes, is_direct
+from helpers.page_cache import cached_bytes, has_direct
 
 from loglet.archive.direct import PIECE_BYTES
 from loglet.archive.file_store import LOCK_WAIT_S, FileStore
@@ -321,13 +321,36 @@ async def test_the_log_servers_of_the_disk_keep_its_page_cache(
     short read has read may be wanted again."""
     piece = os.urandom(KEEP_BYTES_MAX)
     await store.upload("object", pieces(*[piece] * 8))
-    if not is_direct(root / "object"):
+    if not has_direct(root.parent):
         pytest.skip("the file system knows no O_DIRECT: TMPDIR=/path/of/a/disk tests it")
     assert cached_bytes(root / "object") == 0
     assert await store.read("object", 10, 4 * KEEP_BYTES_MAX) == (piece * 4)[10:]
     assert cached_bytes(root / "object") == 0
     assert await store.read("object", 0, KEEP_BYTES_MAX) == piece
     assert cached_bytes(root / "object") >= KEEP_BYTES_MAX
+
+
+def test_what_could_not_be_written_is_never_put_in_place(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(root, new_id)
+    writing = folder.writing("object")
+    write = os.write
+
+    def full(fd: int, data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, "No space left")
+
+    writing.append(bytes(PIECE_BYTES))
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        writing.append(bytes(PIECE_BYTES))
+    monkeypatch.setattr(os, "write", write)
+    for again in (lambda: writing.append(b"x"), writing.finish):
+        with pytest.raises(OSError, match="No space"):
+            again()
+    writing.discard()
+    assert being_written(root) == []
+    assert not (root / "object").exists()
 
 
 async def test_an_upload_that_is_cancelled_while_it_writes_closes_after_the_thread(

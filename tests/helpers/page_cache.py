@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import mmap
 import os
 from pathlib import Path
@@ -22,13 +21,18 @@ def cached_bytes(path: Path) -> int:
     return sum(page & 1 for page in found) * mmap.PAGESIZE
 
 
-def is_direct(path: Path) -> bool:
-    """Whether its file system can read past the page cache."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return True
+def has_direct(folder: Path) -> bool:
+    """Whether the file system of a folder really writes past the page cache."""
+    path = folder / "direct"
+    with mmap.mmap(-1, 65_536) as data:
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+            try:
+                os.write(fd, data)
+            finally:
+                os.close(fd)
+            return cached_bytes(path) == 0
+        except OSError:
+            return False
+        finally:
+            path.unlink(missing_ok=True)
