@@ -168,8 +168,11 @@ async def test_a_fork_goes_on_by_itself_and_outlives_its_origins_purge(
         async for _ in ticks():
             if (await connected.describe_log("orders")).start >= 1_000:
                 break
-        with pytest.raises(Purged):
-            await values(connected, "orders")
+        async for _ in ticks():  # the node that is asked may hear of it a moment later
+            try:
+                await values(connected, "orders")
+            except Purged:
+                break
         assert await values(connected, "fork") == made(0, 600) + made(5_000, 5_100)
         assert await values(connected, "second") == made(0, 600) + made(5_000, 5_100)
 
