@@ -48,14 +48,15 @@ class DirectWriter:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._buffer: mmap.mmap | None = _take_buffer()
+        self._buffer: mmap.mmap | None = None
         self._filled = 0  # bytes of it
         self._direct: bool | None = None  # None: not tried yet
         self._not_synced = 0
 
     def write(self, data: bytes) -> None:
         """Write more."""
-        assert self._buffer is not None
+        if self._buffer is None:
+            self._buffer = _take_buffer()
         left = memoryview(data)
         while left:
             end = min(PIECE_BYTES, self._filled + len(left))
@@ -69,10 +70,9 @@ class DirectWriter:
         """Write what is left. Then `close`."""
         if self._direct:
             self._direct = _set_direct(self._fd, on=False)
-        assert self._buffer is not None
-        with memoryview(self._buffer) as view, view[: self._filled] as left:
-            _write_all(self._fd, left)
-        self._filled = 0
+        if self._buffer is not None:
+            with memoryview(self._buffer) as view, view[: self._filled] as left:
+                _write_all(self._fd, left)
 
     def close(self) -> None:
         """Nothing more is written; the descriptor is the caller's. Again is nothing."""

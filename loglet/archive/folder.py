@@ -326,11 +326,7 @@ class Writing:
     def _begun(self) -> tuple[Path, int, DirectWriter]:
         if self._open is None:
             path, fd = self._folder.begin()
-            try:
-                self._open = path, fd, DirectWriter(fd)
-            except BaseException:
-                os.close(fd)  # nobody holds the file then, and a sweep deletes it
-                raise
+            self._open = path, fd, DirectWriter(fd)
         return self._open
 
     def _close(self) -> None:
