@@ -50,16 +50,7 @@ from loglet.messages import StoreResponse
 from loglet.metrics import LogServerMetrics
 from loglet.sifting import headers_of, sift
 from loglet.store import LogletState, LogStore, Neighbours
-from loglet.wire import (
-    DAMAGED,
-    HOLE,
-    TRIMMED,
-    Gap,
-    ReadQuery,
-    read_answer,
-    read_query,
-    time_query,
-)
+from loglet.wire import ReadQuery, read_query, time_query
 from sharedlog.batch import (
     Placement,
     check_placed,
@@ -67,17 +58,17 @@ from sharedlog.batch import (
 from sharedlog.errors import CorruptBatch, InvalidArgument, Overloaded, ProtocolError
 from sharedlog.ids import LogletId, Offset, StorageId
 from sharedlog.rpc.methods import FIND_TIME, READ_LOGLET
+from sharedlog.rpc.read_answer import DAMAGED, HOLE, TRIMMED, Gap, ReadAnswer
 from sharedlog.rpc.transport import Server, ServerStream
 from sharedlog.v1.log_server_pb2 import (
     FindTimeRequest,
     FindTimeResponse,
     ReadLogletRequest,
-    ReadLogletResponse,
 )
 
 log = logging.getLogger(__name__)
 
-ReadStream = ServerStream[ReadLogletResponse, ReadLogletRequest]
+ReadStream = ServerStream[ReadAnswer, ReadLogletRequest]
 
 
 class Watchers:
@@ -283,7 +274,7 @@ class ReadService:
                 batches, skipped = sift(batches, query)
                 if query.headers_only:
                     batches = [headers_of(placed) for placed in batches]
-                await stream.send(read_answer(limits.known, batches, gap, skipped=skipped))
+                await stream.send(ReadAnswer(limits.known, batches, gap, skipped=skipped))
                 self._metrics.sent_bytes.inc(sum(map(len, batches)))
                 if gap is not None:
                     return
@@ -292,7 +283,7 @@ class ReadService:
             if query.no_wait:
                 break
             if not told:
-                await stream.send(read_answer(limits.known))
+                await stream.send(ReadAnswer(limits.known))
                 told = True
                 continue  # the tail may have moved while that was sent
             if not await self._watchers.wait(query.loglet, self._config.heartbeat_s):
@@ -301,7 +292,7 @@ class ReadService:
         if reached is not None and position < reached:
             reached = None
         if reached is not None or not told:
-            await stream.send(read_answer(limits.known, told_end=reached))
+            await stream.send(ReadAnswer(limits.known, told_end=reached))
 
     def _limits(self, query: ReadQuery, state: LogletState | None) -> _Limits:
         told_end = None if state is None else state.told_end

@@ -28,7 +28,7 @@ from loglet.recovery_steps import (
     SealReplacements,
     StopAttempt,
 )
-from loglet.wire import DAMAGED, REPAIR, SEAL, TRIMMED
+from loglet.wire import REPAIR, SEAL
 from metadata.reconfiguration import replica_state
 from metadata.records import LogRecord, Replica
 from metadata.view import ClusterView
@@ -47,6 +47,7 @@ from sharedlog.errors import (
 )
 from sharedlog.ids import LogletId, NodeId, Offset
 from sharedlog.rpc.methods import READ_LOGLET
+from sharedlog.rpc.read_answer import DAMAGED, TRIMMED, Gap, ReadAnswer
 from sharedlog.rpc.transport import ClientStream, Transport
 from sharedlog.v1 import log_server_pb2
 
@@ -68,7 +69,7 @@ _MAY_BE_SLOW: Final = (DeadlineExceeded, Overloaded, Unreachable)
 _RETRY_MIN_S: Final = 0.05
 _RETRY_MAX_S: Final = 0.5
 
-_ReadStream = ClientStream[log_server_pb2.ReadLogletRequest, log_server_pb2.ReadLogletResponse]
+_ReadStream = ClientStream[log_server_pb2.ReadLogletRequest, ReadAnswer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,8 +298,9 @@ class _Attempt:
                     return
                 position = end
                 self._silences.pop(source, None)
-                if message is None or message.HasField("gap"):
-                    self._note_gap(source, message, position, step.end)
+                if message is None or message.gap is not None:
+                    gap = None if message is None else message.gap
+                    self._note_gap(source, gap, position, step.end)
                     return
         except SharedLogError as error:
             await self._on_source_failed(step, error)
@@ -325,9 +327,7 @@ class _Attempt:
             no_wait=True,
         )
 
-    async def _receive(
-        self, stream: _ReadStream, source: int
-    ) -> log_server_pb2.ReadLogletResponse | None:
+    async def _receive(self, stream: _ReadStream, source: int) -> ReadAnswer | None:
         try:
             async with asyncio.timeout(COPY_TIMEOUT_S * (1 + self._silences[source])):
                 return await stream.receive()
@@ -335,21 +335,15 @@ class _Attempt:
             replica = self._core.servers[source]
             raise Unreachable(f"{replica.node_id} went silent while it was read") from error
 
-    def _note_gap(
-        self,
-        source: int,
-        message: log_server_pb2.ReadLogletResponse | None,
-        position: Offset,
-        end: Offset,
-    ) -> None:
+    def _note_gap(self, source: int, gap: Gap | None, position: Offset, end: Offset) -> None:
         """The source can't go on: what it said, and at least the first offset that it owes."""
         if position >= end:
             return
         last, damaged, trimmed = end, False, False
-        if message is not None:
-            last = Offset(min(max(message.gap.end, position + 1), end))
-            damaged = message.gap.reason == DAMAGED
-            trimmed = message.gap.reason == TRIMMED
+        if gap is not None:
+            last = Offset(min(max(gap.end, position + 1), end))
+            damaged = gap.reason == DAMAGED
+            trimmed = gap.reason == TRIMMED
         self._core.on_source_lacks(source, position, last, damaged=damaged, trimmed=trimmed)
 
     async def _store(

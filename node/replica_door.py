@@ -26,6 +26,7 @@ from sharedlog.errors import (
 )
 from sharedlog.ids import LogletId, Offset
 from sharedlog.rpc.methods import DIGEST, LIST_LOGLETS, RAISE_COMMITTED_TAIL, READ_LOGLET, TRIM
+from sharedlog.rpc.read_answer import Gap, ReadAnswer
 from sharedlog.rpc.transport import ClientStream, Transport
 from sharedlog.v1 import log_server_pb2
 
@@ -33,7 +34,7 @@ CALL_TIMEOUT_S: Final = 5.0
 """A log server that does not answer one call within this time gives no answer."""
 
 
-_ReadStream = ClientStream[log_server_pb2.ReadLogletRequest, log_server_pb2.ReadLogletResponse]
+_ReadStream = ClientStream[log_server_pb2.ReadLogletRequest, ReadAnswer]
 
 
 class ReplicaDoor:
@@ -180,7 +181,7 @@ class ReplicaDoor:
         *,
         segment_end: Offset | None,
         take: Callable[[Sequence[bytes]], Awaitable[None]],
-    ) -> log_server_pb2.ReadGap | None:
+    ) -> Gap | None:
         """Hand the replica's batches of [first, end) to `take`, message by message, in order.
 
         Of an open segment (no `segment_end`) only what the replica knows to be committed. The first
@@ -203,16 +204,14 @@ class ReplicaDoor:
             await stream.send(request)
             while (message := await self._receive(stream, replica)) is not None:
                 if message.batches:
-                    await take(list(message.batches))
-                if message.HasField("gap"):
+                    await take(message.batches)
+                if message.gap is not None:
                     return message.gap
         finally:
             stream.cancel()
         return None
 
-    async def _receive(
-        self, stream: _ReadStream, replica: Replica
-    ) -> log_server_pb2.ReadLogletResponse | None:
+    async def _receive(self, stream: _ReadStream, replica: Replica) -> ReadAnswer | None:
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await stream.receive()

@@ -196,7 +196,7 @@ class LogHistory:
                     page = _parse(wanted, message.batches, position, end)
                     position = page.up_to
                     yield page
-                if message.HasField("gap") and position < end:
+                if message.gap is not None and position < end:
                     raise Unreachable(f"node {replica.node_id} lacks offset {position}")
         finally:
             stream.cancel()

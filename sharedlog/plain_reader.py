@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from typing import Final
 
 from sharedlog.batch import check_placed
@@ -17,9 +17,9 @@ from sharedlog.connection import Connection
 from sharedlog.errors import CorruptBatch, SharedLogError, Unreachable
 from sharedlog.ids import Offset
 from sharedlog.key_digest import check_key
-from sharedlog.read_progress import START, ReadChunk, check_batches
+from sharedlog.read_progress import START, Range, ReadChunk, check_batches
 from sharedlog.rpc.methods import READ
-from sharedlog.v1 import log_pb2
+from sharedlog.v1 import log_pb2, types_pb2
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class PlainReader:
                         message.batches,
                         position,
                         None,
-                        skipped=() if key is None else message.skipped,
+                        skipped=() if key is None else _ranges(message.skipped),
                     )
                     if found.end > position:
                         position = found.end
@@ -112,3 +112,7 @@ def _request(
     request = log_pb2.ReadRequest(start=position, end=end, follow=follow)
     request.MergeFrom(asked)
     return request
+
+
+def _ranges(skipped: Iterable[types_pb2.SkippedRange]) -> list[Range]:
+    return [(Offset(it.first), Offset(it.end)) for it in skipped]

@@ -159,7 +159,7 @@ def check_batches(
     wanted: LogletId | None,
     segment_end: int | None = None,
     *,
-    skipped: Iterable[types_pb2.SkippedRange] = (),
+    skipped: Iterable[Range] = (),
 ) -> Checked:
     """What a message has, up to the first batch or skipped range that is wrong.
 
@@ -171,7 +171,7 @@ def check_batches(
     placements: list[Placement] = []
     passed: list[Range] = []
     at = position
-    ranges = deque((Offset(it.first), Offset(it.end)) for it in skipped)
+    ranges = deque(skipped)
 
     def go_on(loglet: LogletId | None, first: Offset, end: Offset) -> None:
         """Raises if what takes [first, end) can't come here."""

@@ -89,6 +89,7 @@ from sharedlog.read_progress import (
 )
 from sharedlog.route import find_segment
 from sharedlog.rpc.methods import LIST_LOGLETS, READ_LOGLET
+from sharedlog.rpc.read_answer import DAMAGED, HOLE, TRIMMED, Gap, ReadAnswer
 from sharedlog.rpc.transport import ClientStream, Transport
 from sharedlog.v1 import log_server_pb2, types_pb2
 
@@ -119,12 +120,12 @@ class Describe(Protocol):
         ...
 
 
-_Stream = ClientStream[log_server_pb2.ReadLogletRequest, log_server_pb2.ReadLogletResponse]
+_Stream = ClientStream[log_server_pb2.ReadLogletRequest, ReadAnswer]
 
 _GAP_KINDS: Final[dict[int, BadKind]] = {
-    log_server_pb2.ReadGap.REASON_HOLE: "hole",
-    log_server_pb2.ReadGap.REASON_DAMAGED: "damaged",
-    log_server_pb2.ReadGap.REASON_TRIMMED: "trimmed",
+    HOLE: "hole",
+    DAMAGED: "damaged",
+    TRIMMED: "trimmed",
 }
 
 
@@ -414,7 +415,7 @@ class LogReader:
                 segment_end,
                 skipped=() if only is None else message.skipped,
             )
-            self._advance(at, replica, found.end, Offset(message.committed_tail))
+            self._advance(at, replica, found.end, message.committed_tail)
             yield ReadChunk(found.batches, found.placements, at.floor, found.skipped)
             if self._ends(at, replica, segment, message, found.wrong):
                 return
@@ -436,17 +437,17 @@ class LogReader:
         at: Progress,
         replica: Replica,
         segment: types_pb2.Segment,
-        message: log_server_pb2.ReadLogletResponse,
+        message: ReadAnswer,
         corrupt: CorruptBatch | None,
     ) -> bool:
         """Whether this message is the last that the stream is good for; why is remembered."""
         if corrupt is not None:
             self._on_corrupt(at, replica, corrupt)
-        elif message.HasField("gap"):
+        elif message.gap is not None:
             self._on_gap(at, replica, message.gap)
         elif reached(at, segment):
             return True
-        elif message.HasField("told_end") and not segment.HasField("end"):
+        elif message.told_end is not None and not segment.HasField("end"):
             at.told_end = True
         else:
             return False
@@ -472,7 +473,7 @@ class LogReader:
         fields = {"replica": replica.node_id, "offset": at.position, "error": str(error)}
         log.warning("reader.corrupt_batch", extra=fields)
 
-    def _on_gap(self, at: Progress, replica: Replica, gap: log_server_pb2.ReadGap) -> None:
+    def _on_gap(self, at: Progress, replica: Replica, gap: Gap) -> None:
         """The replica can't serve [first, end): it is not asked for that again."""
         kind = _GAP_KINDS.get(gap.reason, "hole")
         end = max(gap.end, at.position + 1)

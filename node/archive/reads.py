@@ -22,11 +22,12 @@ from loglet.archive.manifest import Manifest
 from loglet.archive.object_format import block_at, block_since
 from loglet.reads import ReadStream
 from loglet.sifting import headers_of, sift
-from loglet.wire import HOLE, TRIMMED, Gap, ReadQuery, read_answer, read_query, time_query
+from loglet.wire import ReadQuery, read_query, time_query
 from node.archive.objects import ArchivedObjects, OpenObject
 from sharedlog.batch import HEADERS_BYTES, parse_placement
 from sharedlog.errors import InvalidArgument, ObjectNotFound
 from sharedlog.ids import Offset
+from sharedlog.rpc.read_answer import HOLE, TRIMMED, Gap, ReadAnswer
 from sharedlog.v1.log_server_pb2 import FindTimeRequest, FindTimeResponse, ReadLogletRequest
 
 
@@ -62,11 +63,11 @@ class ArchiveReads:
         if manifest is None or query.start >= manifest.end:
             raise self._behind(query, manifest)
         if query.start >= limit:
-            await stream.send(read_answer(limit, gap=Gap(HOLE, query.start, _gap_end(query))))
+            await stream.send(ReadAnswer(limit, gap=Gap(HOLE, query.start, _gap_end(query))))
             return
         if query.start < manifest.start:
             gap = Gap(TRIMMED, query.start, min(manifest.start, _gap_end(query)))
-            await stream.send(read_answer(limit, gap=gap))
+            await stream.send(ReadAnswer(limit, gap=gap))
             return
         position = query.start
         async with aclosing(self._blocks(manifest, query.start, limit)) as blocks:
@@ -79,12 +80,12 @@ class ArchiveReads:
                 if query.headers_only:
                     sent = [headers_of(placed) for placed in sent]
                 if sent or skipped:
-                    await stream.send(read_answer(limit, sent, skipped=skipped))
+                    await stream.send(ReadAnswer(limit, sent, skipped=skipped))
                 if is_last:
                     return
                 if block.lost_until is not None:
                     gap = Gap(HOLE, block.end, min(block.lost_until, limit))
-                    await stream.send(read_answer(limit, gap=gap))
+                    await stream.send(ReadAnswer(limit, gap=gap))
                     return
 
     async def _is_purged(
@@ -95,7 +96,7 @@ class ArchiveReads:
         if position >= start:
             return False
         gap = Gap(TRIMMED, position, min(start, max(_gap_end(query), Offset(position + 1))))
-        await stream.send(read_answer(limit, gap=gap))
+        await stream.send(ReadAnswer(limit, gap=gap))
         return True
 
     def _behind(self, query: ReadQuery, manifest: Manifest | None) -> ManifestBehind:

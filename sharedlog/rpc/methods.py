@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
+from sharedlog.rpc.read_answer import decode_read_answer, encode_read_answer
 from sharedlog.rpc.transport import Method
 from sharedlog.v1 import (
     admin_pb2,
@@ -78,10 +79,12 @@ GET_NODES = proto_method(
 GET_STATUS = proto_method(
     "ClusterService/GetStatus", cluster_pb2.GetStatusRequest, cluster_pb2.GetStatusResponse
 )
-READ_LOGLET = proto_method(
-    "LogServerService/ReadLoglet",
-    log_server_pb2.ReadLogletRequest,
-    log_server_pb2.ReadLogletResponse,
+READ_LOGLET = Method(
+    path="/sharedlog.v1.LogServerService/ReadLoglet",
+    encode_request=log_server_pb2.ReadLogletRequest.SerializeToString,
+    decode_request=log_server_pb2.ReadLogletRequest.FromString,
+    encode_response=encode_read_answer,
+    decode_response=decode_read_answer,
     streaming=True,
     waiting_max=4,  # of a MiB each
 )

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from loglet.archive import object_format, writer
 from loglet.archive.errors import ManifestBehind
 from loglet.archive.manifests import Manifests
-from loglet.wire import HOLE, TRIMMED, loglet_to_proto
+from loglet.wire import loglet_to_proto
 from metadata.records import LostRange
 from metadata.store import Version
 from node.archive.metrics import ArchiveMetrics
@@ -26,16 +26,17 @@ from sharedlog.batch import HEADERS_BYTES, parse_placement
 from sharedlog.clock import SystemClock
 from sharedlog.errors import ArchiveUnavailable, InvalidArgument
 from sharedlog.ids import LogletId, Offset
-from sharedlog.v1.log_server_pb2 import FindTimeRequest, ReadLogletRequest, ReadLogletResponse
+from sharedlog.rpc.read_answer import HOLE, TRIMMED, ReadAnswer
+from sharedlog.v1.log_server_pb2 import FindTimeRequest, ReadLogletRequest
 
 
 class Sent:
     """A stream that keeps what it is sent."""
 
     def __init__(self) -> None:
-        self.messages: list[ReadLogletResponse] = []
+        self.messages: list[ReadAnswer] = []
 
-    async def send(self, message: ReadLogletResponse) -> None:
+    async def send(self, message: ReadAnswer) -> None:
         self.messages.append(message)
 
     @property
@@ -44,7 +45,7 @@ class Sent:
 
     @property
     def gaps(self) -> list[tuple[int, int, int]]:
-        gaps = [it.gap for it in self.messages if it.HasField("gap")]
+        gaps = [it.gap for it in self.messages if it.gap is not None]
         return [(gap.reason, gap.first, gap.end) for gap in gaps]
 
 
@@ -173,7 +174,7 @@ async def test_what_is_purged_is_served_no_more_though_it_is_there() -> None:
         assert (await read(reads, request(0, 0, 30))).batches == expected(world, 0, 0, 30)
 
         class Purging(Sent):
-            async def send(self, message: ReadLogletResponse) -> None:
+            async def send(self, message: ReadAnswer) -> None:
                 await super().send(message)
                 objects.on_log(record, Version(1))
 

@@ -45,7 +45,8 @@ from sharedlog.errors import (
     MetadataUnavailable,
 )
 from sharedlog.ids import Generation, LogId, LogletId, NodeId, Offset, StorageId
-from sharedlog.v1.log_server_pb2 import FindTimeRequest, ReadLogletRequest, ReadLogletResponse
+from sharedlog.rpc.read_answer import ReadAnswer
+from sharedlog.v1.log_server_pb2 import FindTimeRequest, ReadLogletRequest
 
 NODE = NodeRecord(
     node_id=NodeId("n1"),
@@ -71,9 +72,9 @@ class Sent:
     """A stream that keeps what it is sent."""
 
     def __init__(self) -> None:
-        self.messages: list[ReadLogletResponse] = []
+        self.messages: list[ReadAnswer] = []
 
-    async def send(self, message: ReadLogletResponse) -> None:
+    async def send(self, message: ReadAnswer) -> None:
         self.messages.append(message)
 
 

@@ -41,6 +41,7 @@ from sharedlog.rpc.methods import (
     READ_LOGLET,
     TRIM,
 )
+from sharedlog.rpc.read_answer import ReadAnswer
 from sharedlog.rpc.transport import ClientStream, Transport
 from sharedlog.v1 import log_server_pb2
 
@@ -249,7 +250,7 @@ class Served:
         headers_only: bool = False,
         key_digest: int | None = None,
         include_control: bool = False,
-    ) -> ClientStream[log_server_pb2.ReadLogletRequest, log_server_pb2.ReadLogletResponse]:
+    ) -> ClientStream[log_server_pb2.ReadLogletRequest, ReadAnswer]:
         """A new read stream."""
         stream = self.transport.stream(self.address, READ_LOGLET)
         message = log_server_pb2.ReadLogletRequest(

@@ -43,11 +43,12 @@ from sharedlog.errors import (
 from sharedlog.ids import LogId, LogletId, Offset
 from sharedlog.rpc import methods
 from sharedlog.rpc.grpc_server import GrpcServer
+from sharedlog.rpc.read_answer import Gap, ReadAnswer
 from sharedlog.rpc.transport import ServerStream
 from sharedlog.v1 import cluster_pb2, log_pb2, log_server_pb2, types_pb2
 
 Reason = log_server_pb2.ReadGap.Reason
-LogletRead = ServerStream[log_server_pb2.ReadLogletResponse, log_server_pb2.ReadLogletRequest]
+LogletRead = ServerStream[ReadAnswer, log_server_pb2.ReadLogletRequest]
 PlainRead = ServerStream[log_pb2.ReadResponse, log_pb2.ReadRequest]
 
 CLUSTER_ID = "memory"
@@ -345,21 +346,21 @@ class MemoryNode:
                 placement = parse_placement(placed)
                 gap = self._gap_at(placement)
                 if gap is not None:
-                    message = log_server_pb2.ReadLogletResponse(committed_tail=known, gap=gap)
+                    message = ReadAnswer(known, gap=gap)
                     await stream.send(message)
                     return
                 sent, skipped = self._sift([placed], key_hash)
-                message = log_server_pb2.ReadLogletResponse(
-                    batches=[self._on_the_wire(placement, it) for it in sent],
-                    committed_tail=known,
-                    skipped=skipped,
+                message = ReadAnswer(
+                    known,
+                    [self._on_the_wire(placement, it) for it in sent],
+                    skipped=[(Offset(it.first), Offset(it.end)) for it in skipped],
                 )
                 await stream.send(message)
             if not batches:
-                await stream.send(log_server_pb2.ReadLogletResponse(committed_tail=known))
+                await stream.send(ReadAnswer(known))
         told = self._told_end(log, index)
         if told is not None and not request.HasField("segment_end"):
-            await stream.send(log_server_pb2.ReadLogletResponse(told_end=told))
+            await stream.send(ReadAnswer(Offset(0), told_end=told))
 
     def _sift(
         self, batches: list[bytes], key_hash: int | None
@@ -386,10 +387,10 @@ class MemoryNode:
             return log.open_segment.base if log.open_segment.index > index else None
         return segment.end
 
-    def _gap_at(self, placement: Placement) -> log_server_pb2.ReadGap | None:
+    def _gap_at(self, placement: Placement) -> Gap | None:
         for first, end, reason in self.faults.gaps:
             if first < placement.end and placement.first < end:
-                return log_server_pb2.ReadGap(reason=reason, first=first, end=end)
+                return Gap(reason, Offset(first), Offset(end))
         return None
 
     def _on_the_wire(self, placement: Placement, placed: bytes) -> bytes:

@@ -23,15 +23,16 @@ from helpers.log_servers import (
 
 from loglet.config import LogServerConfig
 from loglet.messages import CommittedTail, StoreRequest
-from loglet.wire import DAMAGED, HOLE, read_query
+from loglet.wire import read_query
 from sharedlog.batch import PLACEMENT_BYTES
 from sharedlog.errors import InvalidArgument, Overloaded, WrongStorage
 from sharedlog.ids import Offset, StorageId
 from sharedlog.rpc.methods import READ_LOGLET
+from sharedlog.rpc.read_answer import DAMAGED, HOLE, Gap, ReadAnswer
 from sharedlog.rpc.transport import ClientStream
 from sharedlog.v1 import log_server_pb2
 
-ReadStream = ClientStream[log_server_pb2.ReadLogletRequest, log_server_pb2.ReadLogletResponse]
+ReadStream = ClientStream[log_server_pb2.ReadLogletRequest, ReadAnswer]
 FAST = LogServerConfig(heartbeat_s=0.05, reserve_bytes=0)
 
 
@@ -52,16 +53,16 @@ async def served(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterato
 
 async def drain(
     stream: ReadStream,
-) -> tuple[list[bytes], list[log_server_pb2.ReadGap], int]:
+) -> tuple[list[bytes], list[Gap], int]:
     """Everything until the end: batches, gaps, and the committed tail that was told last."""
     batches: list[bytes] = []
-    gaps: list[log_server_pb2.ReadGap] = []
+    gaps: list[Gap] = []
     tail = -1
     async with asyncio.timeout(WAIT_S):
         while (message := await stream.receive()) is not None:
             batches += message.batches
             tail = message.committed_tail
-            if message.HasField("gap"):
+            if message.gap is not None:
                 gaps.append(message.gap)
     stream.cancel()
     return batches, gaps, tail
@@ -74,7 +75,7 @@ async def next_batches(stream: ReadStream, count: int) -> list[bytes]:
         while len(found) < count:
             message = await stream.receive()
             assert message is not None
-            assert not message.HasField("gap")
+            assert message.gap is None
             found += message.batches
     return found
 

@@ -22,7 +22,6 @@ from helpers.log_servers import (
 
 from loglet.config import LogServerConfig
 from loglet.messages import CommittedTail, StoreRequest
-from loglet.wire import DAMAGED, HOLE
 from sharedlog.batch import (
     HEADERS_BYTES,
     NO_PRODUCER,
@@ -36,10 +35,11 @@ from sharedlog.batch import (
 )
 from sharedlog.errors import ProtocolError
 from sharedlog.ids import LogletId, Offset
+from sharedlog.rpc.read_answer import DAMAGED, HOLE, ReadAnswer
 from sharedlog.rpc.transport import ClientStream
-from sharedlog.v1.log_server_pb2 import ReadGap, ReadLogletRequest, ReadLogletResponse
+from sharedlog.v1.log_server_pb2 import ReadGap, ReadLogletRequest
 
-ReadStream = ClientStream[ReadLogletRequest, ReadLogletResponse]
+ReadStream = ClientStream[ReadLogletRequest, ReadAnswer]
 BATCHES = [placed(0, 2), placed(2, 3), placed(5), placed(6, 2)]
 
 
@@ -62,9 +62,9 @@ def request_of(batches: list[bytes]) -> StoreRequest:
     return message
 
 
-async def messages(stream: ReadStream) -> list[ReadLogletResponse]:
+async def messages(stream: ReadStream) -> list[ReadAnswer]:
     """Everything until the end."""
-    found: list[ReadLogletResponse] = []
+    found: list[ReadAnswer] = []
     async with asyncio.timeout(WAIT_S):
         while (message := await stream.receive()) is not None:
             found.append(message)
@@ -72,16 +72,16 @@ async def messages(stream: ReadStream) -> list[ReadLogletResponse]:
     return found
 
 
-def batches(found: list[ReadLogletResponse]) -> list[bytes]:
+def batches(found: list[ReadAnswer]) -> list[bytes]:
     return [placed for message in found for placed in message.batches]
 
 
-def gaps(found: list[ReadLogletResponse]) -> list[tuple[ReadGap.Reason.ValueType, int, int]]:
-    return [(it.gap.reason, it.gap.first, it.gap.end) for it in found if it.HasField("gap")]
+def gaps(found: list[ReadAnswer]) -> list[tuple[ReadGap.Reason.ValueType, int, int]]:
+    return [it.gap for it in found if it.gap is not None]
 
 
-def told_ends(found: list[ReadLogletResponse]) -> list[int | None]:
-    return [it.told_end if it.HasField("told_end") else None for it in found]
+def told_ends(found: list[ReadAnswer]) -> list[int | None]:
+    return [it.told_end for it in found]
 
 
 async def parked(server: Served, loglet: LogletId = LOGLET, start: int = 0) -> ReadStream:
@@ -162,7 +162,7 @@ async def test_readers_of_an_unknown_loglet_hear_of_its_end(served: Served) -> N
     async with asyncio.timeout(WAIT_S):
         message = await later.receive()
     assert message is not None
-    assert not message.HasField("told_end"), "nothing is kept of a loglet that is not known"
+    assert message.told_end is None, "nothing is kept of a loglet that is not known"
     later.cancel()
 
 

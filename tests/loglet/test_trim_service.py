@@ -25,11 +25,11 @@ from helpers.log_servers import (
 
 from loglet.config import LogServerConfig
 from loglet.store import DropBatches, HeldBatch, PutBatch, PutLoglet
-from loglet.wire import TRIMMED
 from sharedlog.batch import parse_placement
 from sharedlog.errors import LogletNotOpen, Overloaded, StoreReadOnly, WrongStorage
 from sharedlog.ids import LogletId, Offset
 from sharedlog.rpc.methods import TRIM
+from sharedlog.rpc.read_answer import TRIMMED
 from sharedlog.v1 import log_server_pb2
 
 Serving = Callable[[], AbstractAsyncContextManager[Served]]
@@ -81,7 +81,7 @@ async def drain(
     async with asyncio.timeout(WAIT_S):
         while (message := await stream.receive()) is not None:
             firsts += [parse_placement(it).first for it in message.batches]
-            if message.HasField("gap"):
+            if message.gap is not None:
                 gaps.append((message.gap.reason, message.gap.first, message.gap.end))
     stream.cancel()
     return firsts, gaps
@@ -179,7 +179,7 @@ async def test_a_reader_that_lags_is_told_where_it_is(served: Served) -> None:
     async with asyncio.timeout(WAIT_S):
         while not (message := await follower.receive()) or not message.batches:
             assert message is not None
-            assert not message.HasField("gap"), "who follows at the tail notices nothing"
+            assert message.gap is None, "who follows at the tail notices nothing"
     assert [parse_placement(it).first for it in message.batches] == [11]
     follower.cancel()
 

@@ -21,12 +21,13 @@ from sharedlog.errors import (
     ProtocolError,
     Unreachable,
 )
+from sharedlog.ids import Offset
 from sharedlog.rpc.grpc_client import GrpcTransport
 from sharedlog.rpc.grpc_server import GrpcServer
 from sharedlog.rpc.loopback import Loopback, RoutingTransport
 from sharedlog.rpc.methods import READ_LOGLET
+from sharedlog.rpc.read_answer import ReadAnswer
 from sharedlog.rpc.transport import Method, Server, ServerStream, Transport
-from sharedlog.v1 import log_server_pb2
 
 
 def _method(path: str, *, streaming: bool = False) -> Method[str, str]:
@@ -442,7 +443,7 @@ async def test_a_loopback_holds_few_messages_that_are_large() -> None:
     async def flood(stream: Any) -> None:
         nonlocal sent
         for _ in range(500):
-            await stream.send(log_server_pb2.ReadLogletResponse())
+            await stream.send(ReadAnswer(Offset(0)))
             sent += 1
 
     loopback = Loopback()

@@ -16,10 +16,11 @@ from sharedlog.batch import HEADERS_BYTES
 from sharedlog.ids import LogletId, NodeId, Offset
 from sharedlog.rpc.loopback import Loopback, RoutingTransport
 from sharedlog.rpc.methods import READ_LOGLET
+from sharedlog.rpc.read_answer import ReadAnswer
 from sharedlog.rpc.transport import ServerStream
 from sharedlog.v1 import log_server_pb2
 
-Stream = ServerStream[log_server_pb2.ReadLogletResponse, log_server_pb2.ReadLogletRequest]
+Stream = ServerStream[ReadAnswer, log_server_pb2.ReadLogletRequest]
 RECORD = log_record("orders", "n2")
 LOGLET: LogletId = RECORD.loglet(RECORD.open_segment)
 
@@ -37,7 +38,7 @@ async def search(
             if name in silent:
                 await asyncio.Event().wait()
             batch = placed(0, 5, loglet=LOGLET)[:HEADERS_BYTES]
-            await stream.send(log_server_pb2.ReadLogletResponse(batches=[batch], committed_tail=5))
+            await stream.send(ReadAnswer(Offset(5), [batch]))
 
         found = Loopback()
         found.add_stream(READ_LOGLET, read)

@@ -26,10 +26,11 @@ from sharedlog.control import encode_control
 from sharedlog.ids import Offset
 from sharedlog.rpc.loopback import Loopback, RoutingTransport
 from sharedlog.rpc.methods import READ_LOGLET
+from sharedlog.rpc.read_answer import ReadAnswer
 from sharedlog.rpc.transport import ServerStream
 from sharedlog.v1 import log_server_pb2
 
-Stream = ServerStream[log_server_pb2.ReadLogletResponse, log_server_pb2.ReadLogletRequest]
+Stream = ServerStream[ReadAnswer, log_server_pb2.ReadLogletRequest]
 RECORD = log_record("orders", "n2")
 LOGLET = RECORD.loglet(RECORD.open_segment)
 
@@ -53,7 +54,7 @@ async def recovered(start: int) -> LogState:
 
     async def read(stream: Stream) -> None:
         await stream.receive()
-        await stream.send(log_server_pb2.ReadLogletResponse(batches=[placed], committed_tail=1))
+        await stream.send(ReadAnswer(Offset(1), [placed]))
 
     server = Loopback()
     server.add_stream(READ_LOGLET, read)
