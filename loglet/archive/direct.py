@@ -21,8 +21,6 @@ import fcntl
 import mmap
 import os
 from collections import deque
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Final
 
 from sharedlog.limits import KIB, MIB
@@ -34,7 +32,9 @@ SYNC_EVERY_BYTES: Final = 4 * MIB
 _BLOCK_BYTES: Final = 4 * KIB
 """Of any disk a multiple of its own."""
 _O_DIRECT: Final = getattr(os, "O_DIRECT", 0)
-_SPARE: Final[deque[mmap.mmap]] = deque(maxlen=4)
+_BUFFERS_MAX: Final = 6
+"""So many are filled before their bytes are copied out of them."""
+_SPARE: Final[deque[mmap.mmap]] = deque(maxlen=2 * _BUFFERS_MAX)
 """Buffers that nobody uses. Appending and popping are atomic."""
 os.register_at_fork(after_in_child=_SPARE.clear)  # they are shared with the parent
 
@@ -133,33 +133,40 @@ def read_cached(fd: int, start: int, end: int) -> bytes:
 
 def _read_pieces(fd: int, start: int, end: int) -> bytes:
     """[start, end), or as much of its beginning as can be read like this."""
-    pieces: list[bytes] = []
+    found: list[bytes] = []
+    at = start
+    while at < end:
+        stop = min(end, at - at % _BLOCK_BYTES + _BUFFERS_MAX * PIECE_BYTES)
+        found.append(_read_few(fd, at, stop))
+        at += len(found[-1])
+        if at < stop:
+            break
+    return found[0] if len(found) == 1 else b"".join(found)
+
+
+def _read_few(fd: int, start: int, end: int) -> bytes:
+    """The same of a range for which there are buffers: it is copied out of them once."""
+    views: list[memoryview] = []
+    buffers: list[mmap.mmap] = []
     at = start - start % _BLOCK_BYTES
-    with _buffer() as buffer, memoryview(buffer) as view:
+    try:
         while at < end:
+            buffers.append(_take_buffer())
             asked = min(PIECE_BYTES, end - at + -(end - at) % _BLOCK_BYTES)
+            view = memoryview(buffers[-1])[:asked]
             try:
-                with view[:asked] as whole_blocks:
-                    size = os.preadv(fd, [whole_blocks], at)
+                size = os.preadv(fd, [view], at)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
                 break  # a flag that is taken, and not understood
-            with view[max(0, start - at) : min(size, end - at)] as wanted:
-                pieces.append(bytes(wanted))
+            views.append(view[max(0, start - at) : min(size, end - at)])
             at += size
             if size < asked:
                 break  # most likely the file ends there
-    return b"".join(pieces)
-
-
-@contextmanager
-def _buffer() -> Generator[mmap.mmap]:
-    buffer = _take_buffer()
-    try:
-        yield buffer
+        return b"".join(views)
     finally:
-        _SPARE.append(buffer)
+        _SPARE.extend(buffers)
 
 
 def _take_buffer() -> mmap.mmap:

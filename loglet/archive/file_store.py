@@ -25,10 +25,14 @@ from loglet.archive.url import FolderUrl, check_prefix
 from sharedlog.backoff import Backoff
 from sharedlog.clock import Clock
 from sharedlog.errors import ArchiveUnavailable, ArchiveUnsuitable, SharedLogError
+from sharedlog.limits import MIB
 
 T = TypeVar("T")
 
 THREADS: Final = 4
+WRITE_BYTES: Final = 2 * MIB
+"""Of an upload so much is gathered before a thread writes it: each hand-over costs a turn of the
+event loop."""
 LOCK_WAIT_S: Final = 10.0
 """A swap that can't get the lock for so long fails; it is held for two syncs."""
 _LOCK_PAUSE_MIN_S: Final = 0.001
@@ -83,10 +87,16 @@ class FileStore:
         """See `ObjectStore.upload`."""
         doing = f"write {key}"
         writing = self._folder.writing(key)
+        gathered: list[bytes] = []
+        size = 0
         try:
             async for piece in parts:
-                await self._run(doing, partial(writing.append, piece))
-            return await self._run(doing, writing.finish)
+                gathered.append(piece)
+                size += len(piece)
+                if size >= WRITE_BYTES:
+                    await self._run(doing, partial(writing.append, gathered))
+                    gathered, size = [], 0
+            return await self._run(doing, partial(writing.finish, gathered))
         finally:
             # Shielded: a second cancellation must not keep it from being done.
             loop = asyncio.get_running_loop()

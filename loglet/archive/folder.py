@@ -151,8 +151,7 @@ class Folder:
                 )
             writing = self.writing(key)
             try:
-                writing.append(data)
-                writing.finish()
+                writing.finish([data])
             finally:
                 writing.discard()
             assert path.is_file(), "it was renamed under the lock"
@@ -283,19 +282,17 @@ class Writing:
         self._failure: OSError | None = None  # something is missing: it must not be put in place
         self._size = 0
 
-    def append(self, data: bytes) -> None:
+    def append(self, pieces: Sequence[bytes]) -> None:
         """Write more; nothing once it has ended."""
         with self._one_at_a_time, self._failing():
-            if self._ended:
-                return
-            _, _, writer = self._begun()
-            writer.write(data)
-            self._size += len(data)
+            if not self._ended:
+                self._write(pieces)
 
-    def finish(self) -> int:
-        """Sync, and put the file in its place; its size."""
+    def finish(self, pieces: Sequence[bytes] = ()) -> int:
+        """Write the last, sync, and put the file in its place; its size."""
         with self._one_at_a_time, self._failing():
             if not self._ended:
+                self._write(pieces)
                 written, fd, writer = self._begun()
                 writer.finish()
                 os.fsync(fd)
@@ -311,6 +308,12 @@ class Writing:
                     self._open[0].unlink(missing_ok=True)
                 self._close()
             self._ended = True
+
+    def _write(self, pieces: Sequence[bytes]) -> None:
+        _, _, writer = self._begun()
+        for piece in pieces:
+            writer.write(piece)
+            self._size += len(piece)
 
     @contextmanager
     def _failing(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from loglet.archive.pace import Pace
 from metadata.records import LostRange
 from sharedlog.clock import Clock
 from sharedlog.ids import LogId, Offset
-from sharedlog.limits import MIB
+from sharedlog.limits import KIB, MIB
 from sharedlog.read_progress import ReadChunk
 from sharedlog.tasks import first_error
 
@@ -30,9 +30,9 @@ READ_BACK_BYTES: Final = 2 * MIB
 """Blocks are read back in ranges of about as many."""
 READS_AT_ONCE: Final = 2
 """So many ranges at a time, so that one is checked while the other is on its way."""
-PIECE_BYTES: Final = 1 * MIB
-"""An object goes to the store in pieces of at least as many, but for its last: each costs a turn of
-the event loop, which is busy with appends, and with some stores one of a thread."""
+PIECE_BYTES: Final = 64 * KIB
+"""An object goes to the store in pieces of at least as many, but for its last. Batches that are
+larger go as they are, without a copy."""
 
 
 class ReadCommitted(Protocol):
@@ -60,7 +60,6 @@ class _Making:
 
     def __init__(self, wanted: Wanted, object_id: str, now_ms: int) -> None:
         self._wanted = wanted
-        self._taken = 0  # bytes that were given out
         self.builder = ObjectBuilder(
             cluster_id=bytes.fromhex(wanted.cluster_id),
             log_id=wanted.log_id,
@@ -92,9 +91,8 @@ class _Making:
                 builder.add(placed)
                 if builder.end >= end or builder.size >= self._wanted.bytes_max:
                     break
-            if builder.size - self._taken >= PIECE_BYTES:
-                self._taken = builder.size
-                yield b"".join(builder.take())
+            for piece in gathered(builder.take(), PIECE_BYTES):
+                yield piece
             if builder.end >= end or builder.size >= self._wanted.bytes_max:
                 return
 
@@ -127,6 +125,23 @@ async def _paced(
         yield part
         pace.aim(making.backlog)
         await pace.moved(len(part))
+
+
+def gathered(parts: Sequence[bytes], size: int) -> Iterator[bytes]:
+    """The same bytes in pieces of at least `size`, but for the last; large parts are not copied."""
+    waiting: list[bytes] = []
+    waiting_bytes = 0
+    for part in parts:
+        if not waiting and len(part) >= size:
+            yield part
+            continue
+        waiting.append(part)
+        waiting_bytes += len(part)
+        if waiting_bytes >= size:
+            yield b"".join(waiting)
+            waiting, waiting_bytes = [], 0
+    if waiting:
+        yield b"".join(waiting)
 
 
 def split_lost(

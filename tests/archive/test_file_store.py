@@ -19,7 +19,7 @@ from helpers.archive_stores import QuickClock, new_id, opened, pieces
 from helpers.page_cache import cached_bytes, has_direct
 
 from loglet.archive.direct import PIECE_BYTES
-from loglet.archive.file_store import LOCK_WAIT_S, FileStore
+from loglet.archive.file_store import LOCK_WAIT_S, WRITE_BYTES, FileStore
 from loglet.archive.folder import KEEP_BYTES_MAX, OWN, Folder
 from loglet.archive.object_store import ObjectStore
 from loglet.archive.url import FolderUrl, parse_archive_url
@@ -76,8 +76,8 @@ if what == "swap":
     folder.try_swap("log/manifest", b"new", version_of(b"old"))
 else:
     writing = folder.writing("log/object")
-    writing.append(b"first half, ")
-    writing.append(b"second half")
+    writing.append([b"first half, "])
+    writing.append([b"second half"])
     writing.finish()
 """
 
@@ -134,7 +134,7 @@ async def test_what_is_being_written_is_not_swept(root: Path, store: ObjectStore
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
-        yield b"one "
+        yield bytes(WRITE_BYTES)
         begun.set()
         await go_on.wait()
         yield b"two"
@@ -148,7 +148,7 @@ async def test_what_is_being_written_is_not_swept(root: Path, store: ObjectStore
         assert len(being_written(root)) == 1
         assert await store.stat("a/object") is None
         go_on.set()
-    assert await store.read("a/object") == b"one two"
+    assert await store.read("a/object") == bytes(WRITE_BYTES) + b"two"
     assert being_written(root) == []
 
 
@@ -167,7 +167,7 @@ def test_a_file_that_was_swept_before_it_was_held_is_made_anew(
 
     monkeypatch.setattr(fcntl, "flock", swept_before)
     writing = folder.writing("object")
-    writing.append(b"data")
+    writing.append([b"data"])
     assert [path.name for path in being_written(root)] == ["second"]
     writing.finish()
     assert folder.read("object", 0, None) == b"data"
@@ -340,12 +340,12 @@ def test_what_could_not_be_written_is_never_put_in_place(
     def full(fd: int, data: memoryview) -> int:
         raise OSError(errno.ENOSPC, "No space left")
 
-    writing.append(bytes(PIECE_BYTES))
+    writing.append([bytes(PIECE_BYTES)])
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(OSError, match="No space"):
-        writing.append(bytes(PIECE_BYTES))
+        writing.append([bytes(PIECE_BYTES)])
     monkeypatch.setattr(os, "write", write)
-    for again in (lambda: writing.append(b"x"), writing.finish):
+    for again in (lambda: writing.append([b"x"]), writing.finish):
         with pytest.raises(OSError, match="No space"):
             again()
     writing.discard()
@@ -367,7 +367,7 @@ async def test_an_upload_that_is_cancelled_while_it_writes_closes_after_the_thre
 
     monkeypatch.setattr(os, "write", slow)
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
-        upload = group.create_task(store.upload("object", pieces(bytes(PIECE_BYTES))))
+        upload = group.create_task(store.upload("object", pieces(bytes(WRITE_BYTES))))
         await asyncio.to_thread(writes.wait)
         upload.cancel()
         await asyncio.sleep(0)
