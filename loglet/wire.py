@@ -37,8 +37,8 @@ from sharedlog.ids import (
     SequencerId,
     StorageId,
 )
+from sharedlog.rpc.batch_fields import join_batches
 from sharedlog.rpc.errors import error_from_proto, error_to_proto
-from sharedlog.rpc.read_answer import join_batches
 from sharedlog.rpc.transport import Method
 from sharedlog.v1 import log_server_pb2, types_pb2
 

@@ -51,6 +51,7 @@ from sharedlog.errors import (
 )
 from sharedlog.rpc.errors import error_from_proto
 from sharedlog.rpc.methods import APPEND_SESSION
+from sharedlog.rpc.session_request import SessionRequest
 from sharedlog.rpc.transport import ClientStream, ServerStream, Transport
 from sharedlog.tasks import first_error
 from sharedlog.v1 import log_pb2
@@ -58,8 +59,8 @@ from sharedlog.v1 import log_pb2
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-_Session = ServerStream[log_pb2.AppendSessionResponse, log_pb2.AppendSessionRequest]
-_Upstream = ClientStream[log_pb2.AppendSessionRequest, log_pb2.AppendSessionResponse]
+_Session = ServerStream[log_pb2.AppendSessionResponse, SessionRequest]
+_Upstream = ClientStream[SessionRequest, log_pb2.AppendSessionResponse]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,13 +103,11 @@ class Appends:
             AppendIndefinite: no write quorum, or no answer, in time.
             SharedLogError: anything else is definite.
         """
-        message = log_pb2.AppendSessionRequest(
-            batch=encode_records(record_columns(request.records))
+        message = SessionRequest(
+            encode_records(record_columns(request.records)),
+            match_offset=request.match_offset if request.HasField("match_offset") else None,
+            fencing_token=request.fencing_token if request.HasField("fencing_token") else None,
         )
-        if request.HasField("match_offset"):
-            message.match_offset = request.match_offset
-        if request.HasField("fencing_token"):
-            message.fencing_token = request.fencing_token
         return await self._append(request.log, message, create=request.create)
 
     async def fence(self, request: log_pb2.FenceRequest) -> log_pb2.FenceResponse:
@@ -119,16 +118,16 @@ class Appends:
             SharedLogError: anything else is definite.
         """
         check_fencing_token(request.token)
-        message = log_pb2.AppendSessionRequest(
-            batch=encode_records([(b"", None, None)]), set_fencing_token=request.token
+        message = SessionRequest(
+            encode_records([(b"", None, None)]),
+            fencing_token=request.expected if request.HasField("expected") else None,
+            set_fencing_token=request.token,
         )
-        if request.HasField("expected"):
-            message.fencing_token = request.expected
         done = await self._append(request.log, message)
         return log_pb2.FenceResponse(offset=done.first_offset)
 
     async def _append(
-        self, name: str, message: log_pb2.AppendSessionRequest, *, create: bool = False
+        self, name: str, message: SessionRequest, *, create: bool = False
     ) -> log_pb2.AppendResponse:
         check_log_name(name)
 
@@ -194,14 +193,12 @@ class Appends:
                 first = await stream.receive()
         except TimeoutError as error:
             raise DeadlineExceeded("no first message came; it opens the session") from error
-        if first is None or not first.HasField("open") or first.batch:
+        if first is None or first.open is None or first.batch:
             raise InvalidArgument("the first message opens the session and carries no batch")
         check_log_name(first.open.log)
         return first.open
 
-    async def _append_here(
-        self, route: Here, message: log_pb2.AppendSessionRequest
-    ) -> log_pb2.AppendResponse:
+    async def _append_here(self, route: Here, message: SessionRequest) -> log_pb2.AppendResponse:
         done = await route.sequencer.append(
             route.record,
             message.batch,
@@ -213,7 +210,7 @@ class Appends:
         )
 
     async def _append_there(
-        self, route: There, message: log_pb2.AppendSessionRequest, left_s: float
+        self, route: There, message: SessionRequest, left_s: float
     ) -> log_pb2.AppendResponse:
         opening = log_pb2.AppendSessionOpen(log=route.record.name)
         forwarded = await self._open_upstream(route, opening, left_s)
@@ -301,16 +298,14 @@ class _Forwarded:
 async def _open(
     upstream: _Upstream, opening: log_pb2.AppendSessionOpen
 ) -> log_pb2.AppendSessionResponse:
-    await upstream.send(log_pb2.AppendSessionRequest(open=opening))
+    await upstream.send(SessionRequest(open=opening))
     answer = await upstream.receive()
     if answer is None or not answer.HasField("opened"):
         raise ProtocolError("the sequencer did not open the session")
     return answer
 
 
-async def _append_one(
-    upstream: _Upstream, message: log_pb2.AppendSessionRequest
-) -> log_pb2.AppendResult:
+async def _append_one(upstream: _Upstream, message: SessionRequest) -> log_pb2.AppendResult:
     await upstream.send(message)
     await upstream.end()
     answer = await upstream.receive()

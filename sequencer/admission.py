@@ -49,7 +49,7 @@ from sharedlog.errors import (
     SharedLogError,
 )
 from sharedlog.ids import Offset
-from sharedlog.v1 import log_pb2
+from sharedlog.rpc.session_request import SessionRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +67,15 @@ class Conditions:
 NO_CONDITIONS: Final = Conditions()
 
 
-def conditions_of(request: log_pb2.AppendSessionRequest) -> Conditions:
+def conditions_of(request: SessionRequest) -> Conditions:
     """What the batch of a session's message depends on."""
-    match, token = request.HasField("match_offset"), request.HasField("fencing_token")
-    set_token = request.HasField("set_fencing_token")
-    if not (match or token or set_token):
+    match, token, set_token = request[-3:]
+    if match is None and token is None and set_token is None:
         return NO_CONDITIONS
     return Conditions(
-        match_offset=Offset(request.match_offset) if match else None,
-        fencing_token=request.fencing_token if token else None,
-        set_token=request.set_fencing_token if set_token else None,
+        match_offset=None if match is None else Offset(match),
+        fencing_token=token,
+        set_token=set_token,
     )
 
 

@@ -63,6 +63,7 @@ from sharedlog.errors import (
 )
 from sharedlog.ids import LogId, LogletId, NodeId, Offset, SequencerId
 from sharedlog.limits import BATCH_BYTES_MAX
+from sharedlog.rpc.session_request import SessionRequest
 from sharedlog.rpc.transport import Transport
 from sharedlog.v1 import log_pb2, types_pb2
 
@@ -519,8 +520,8 @@ class Sequencer:
             opened.next_sequence = claimed.life.next_sequence
         sender: Sender = PlainSender() if claimed is None else claimed.session
 
-        def submit(request: log_pb2.AppendSessionRequest, batch: bytes, slot: SessionSlot) -> None:
-            self._admission.submit(active, sender, batch, conditions_of(request), slot)
+        def submit(request: SessionRequest, slot: SessionSlot) -> None:
+            self._admission.submit(active, sender, request.batch, conditions_of(request), slot)
 
         session = AppendSession(
             stream,

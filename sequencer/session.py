@@ -25,11 +25,12 @@ from sequencer.producers import REMEMBERED_MAX, Remembered
 from sharedlog.errors import SharedLogError, Unreachable
 from sharedlog.ids import Offset
 from sharedlog.rpc.errors import error_to_proto
+from sharedlog.rpc.session_request import SessionRequest
 from sharedlog.rpc.transport import ServerStream
 from sharedlog.tasks import first_error
 from sharedlog.v1 import log_pb2
 
-SessionStream = ServerStream[log_pb2.AppendSessionResponse, log_pb2.AppendSessionRequest]
+SessionStream = ServerStream[log_pb2.AppendSessionResponse, SessionRequest]
 _RESULTS_PER_MESSAGE_MAX = 4_096
 _LINGER_S: Final = 0.25  # for the client to read `moved` and leave
 BATCH_COST_BYTES_MIN: Final = 512
@@ -75,7 +76,7 @@ class AppendSession:
         stream: SessionStream,
         *,
         opened: log_pb2.AppendSessionOpened,
-        submit: Callable[[log_pb2.AppendSessionRequest, bytes, SessionSlot], None],
+        submit: Callable[[SessionRequest, SessionSlot], None],
         gate: Callable[[], asyncio.Future[None] | None],
         wait_for_room: Callable[[], asyncio.Future[None] | None],
     ) -> None:
@@ -159,13 +160,12 @@ class AppendSession:
         self._input_ended = True
         self._results.set()
 
-    def _take(self, request: log_pb2.AppendSessionRequest) -> None:
-        batch = request.batch  # each look at it is a copy
-        slot = SessionSlot(self, max(len(batch), BATCH_COST_BYTES_MIN))
+    def _take(self, request: SessionRequest) -> None:
+        slot = SessionSlot(self, max(len(request.batch), BATCH_COST_BYTES_MIN))
         self._slots.append(slot)
         self._unanswered_bytes += slot.size
         try:
-            self._submit(request, batch, slot)
+            self._submit(request, slot)
         except SharedLogError as error:
             slot.failed(error)
 

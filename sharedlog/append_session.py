@@ -25,12 +25,12 @@ from sharedlog.errors import ProtocolError, SharedLogError, Unreachable
 from sharedlog.idle_sessions import IdleSessions
 from sharedlog.ids import Offset
 from sharedlog.peer import Peer
-from sharedlog.pending import UNCONDITIONAL, Conditions
 from sharedlog.rpc.errors import error_from_proto
+from sharedlog.rpc.session_request import SessionRequest
 from sharedlog.rpc.transport import ClientStream
 from sharedlog.v1 import log_pb2
 
-AppendStream = ClientStream[log_pb2.AppendSessionRequest, log_pb2.AppendSessionResponse]
+AppendStream = ClientStream[SessionRequest, log_pb2.AppendSessionResponse]
 
 _GOOD_BYE_S: Final = 1.0  # for the node to end its side once we have ended ours
 _DRAIN_S: Final = 0.2  # for what the node had said before the connection took nothing more
@@ -242,7 +242,7 @@ class AppendSession:
         watch = self._watch(limit_s, due=lambda: True, silence=lambda: error)
         try:
             watch.heard()
-            await self._stream.send(log_pb2.AppendSessionRequest(open=opening))
+            await self._stream.send(SessionRequest(open=opening))
             answer = await self._stream.receive()
         except SharedLogError as refused:
             given_up = self._given_up
@@ -321,9 +321,7 @@ class AppendSession:
                     self._awake_s = now_s
                 batch = None if self._given_up is not None else queue.next_to_send(now_s)
                 if batch is not None:
-                    message = log_pb2.AppendSessionRequest(batch=batch.data)
-                    if batch.conditions is not UNCONDITIONAL:
-                        _set_conditions(message, batch.conditions)
+                    message = SessionRequest(batch.data, None, *batch.conditions)
                     if len(batch.builder):  # should it be sent again, it is encoded again
                         batch.data = b""
                     if len(queue.sent) == 1:
@@ -411,15 +409,6 @@ class AppendSession:
                 return Lost("refused", error, by_result=True)
             self._owner.on_progress()
         return None
-
-
-def _set_conditions(message: log_pb2.AppendSessionRequest, conditions: Conditions) -> None:
-    if conditions.match_offset is not None:
-        message.match_offset = conditions.match_offset
-    if conditions.fencing_token is not None:
-        message.fencing_token = conditions.fencing_token
-    if conditions.set_token is not None:
-        message.set_fencing_token = conditions.set_token
 
 
 def _kind_of(error: SharedLogError, unreachable: FailureKind) -> FailureKind:

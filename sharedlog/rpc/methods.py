@@ -7,6 +7,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from sharedlog.rpc.read_answer import decode_read_answer, encode_read_answer
+from sharedlog.rpc.session_request import decode_session_request, encode_session_request
 from sharedlog.rpc.transport import Method
 from sharedlog.v1 import (
     admin_pb2,
@@ -56,10 +57,12 @@ SET_RETENTION = proto_method(
 LIST_LOGS = proto_method("LogService/ListLogs", log_pb2.ListLogsRequest, log_pb2.ListLogsResponse)
 APPEND = proto_method("LogService/Append", log_pb2.AppendRequest, log_pb2.AppendResponse)
 FENCE = proto_method("LogService/Fence", log_pb2.FenceRequest, log_pb2.FenceResponse)
-APPEND_SESSION = proto_method(
-    "LogService/AppendSession",
-    log_pb2.AppendSessionRequest,
-    log_pb2.AppendSessionResponse,
+APPEND_SESSION = Method(
+    path="/sharedlog.v1.LogService/AppendSession",
+    encode_request=encode_session_request,
+    decode_request=decode_session_request,
+    encode_response=log_pb2.AppendSessionResponse.SerializeToString,
+    decode_response=log_pb2.AppendSessionResponse.FromString,
     streaming=True,
 )
 READ = proto_method("LogService/Read", log_pb2.ReadRequest, log_pb2.ReadResponse, streaming=True)

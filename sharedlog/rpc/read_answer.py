@@ -6,10 +6,11 @@ copy each batch twice on that way: as it goes in, and whenever it is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from sharedlog.ids import Offset
+from sharedlog.rpc.batch_fields import join_batches
 from sharedlog.v1.log_server_pb2 import ReadGap, ReadLogletResponse
 
 HOLE: Final = ReadGap.REASON_HOLE
@@ -58,27 +59,3 @@ def decode_read_answer(data: bytes) -> ReadAnswer:
         Offset(wire.told_end) if wire.HasField("told_end") else None,
         [(Offset(it.first), Offset(it.end)) for it in wire.skipped],
     )
-
-
-def join_batches(rest: bytes, field: int, batches: Iterable[bytes]) -> bytes:
-    """A message from what protobuf made of its `rest`, and its repeated `field` of batches.
-
-    protobuf would copy each into a message of its own first. It allows the fields of a message in
-    any order, and its parts to be simply joined.
-    """
-    tag = encode_varint(field << 3 | 2)  # length-delimited
-    parts = [rest]
-    for placed in batches:
-        parts.append(tag + encode_varint(len(placed)))
-        parts.append(placed)
-    return b"".join(parts)
-
-
-def encode_varint(value: int) -> bytes:
-    """As protobuf does."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

@@ -22,6 +22,7 @@ from sharedlog.errors import (
     Unreachable,
 )
 from sharedlog.rpc.errors import error_to_proto
+from sharedlog.rpc.session_request import SessionRequest
 from sharedlog.rpc.transport import ServerStream
 from sharedlog.tasks import first_error
 from sharedlog.v1 import log_pb2, types_pb2
@@ -29,7 +30,7 @@ from sharedlog.v1 import log_pb2, types_pb2
 if TYPE_CHECKING:
     from helpers.memory_server import MemoryCluster, MemoryNode
 
-Session = ServerStream[log_pb2.AppendSessionResponse, log_pb2.AppendSessionRequest]
+Session = ServerStream[log_pb2.AppendSessionResponse, SessionRequest]
 
 _LINGER_S = 0.25  # for the client to read `moved` and leave, as the real one does
 
@@ -63,6 +64,7 @@ class MemorySessions:
         assert first is not None
         await node.running.wait()
         opening = first.open
+        assert opening is not None
         node.openings.append(opening)
         if node.faults.refuse_sessions:
             raise node.faults.refuse_sessions.popleft()

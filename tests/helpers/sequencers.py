@@ -33,6 +33,7 @@ from sharedlog.ids import Generation, LogId, LogletId, NodeId, Offset, Sequencer
 from sharedlog.rpc.errors import error_from_proto
 from sharedlog.rpc.loopback import Loopback, LoopbackStream, RoutingTransport
 from sharedlog.rpc.methods import APPEND_SESSION, READ_LOGLET
+from sharedlog.rpc.session_request import SessionRequest
 from sharedlog.rpc.transport import ClientStream, Method, ServerStream
 from sharedlog.v1 import log_pb2, log_server_pb2
 
@@ -144,7 +145,7 @@ class Session:
         """Batches; `conditions` are fields of `AppendSessionRequest`."""
         for sequence in sequences:
             data = batch(self.producer, sequence, records=records, epoch=epoch)
-            await self.stream.send(log_pb2.AppendSessionRequest(batch=data, **conditions))
+            await self.stream.send(SessionRequest(batch=data, **conditions))
 
     async def results(self, count: int) -> list[int | str]:
         """The next results: an offset, or the name of an error."""
@@ -305,7 +306,7 @@ class Cluster:
         )
         if resolve_from is not None:
             opening.unresolved, opening.resolve_from = True, resolve_from
-        await stream.send(log_pb2.AppendSessionRequest(open=opening))
+        await stream.send(SessionRequest(open=opening))
         return session
 
     async def session(

@@ -23,6 +23,7 @@ from sharedlog.batch import encode_records
 from sharedlog.dev_cluster import DevCluster
 from sharedlog.rpc.grpc_client import GrpcTransport
 from sharedlog.rpc.methods import APPEND_SESSION
+from sharedlog.rpc.session_request import SessionRequest
 from sharedlog.v1 import log_pb2
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -272,12 +273,10 @@ async def test_a_client_that_reads_no_acks_holds_up_only_itself(cluster: DevClus
         stream = transport.stream(cluster.nodes[sequencer].address, APPEND_SESSION)
         batch = encode_records([(b"x" * 20_000, None, None)])
         try:
-            await stream.send(
-                log_pb2.AppendSessionRequest(open=log_pb2.AppendSessionOpen(log="orders"))
-            )
+            await stream.send(SessionRequest(open=log_pb2.AppendSessionOpen(log="orders")))
             for number in range(6_000):
                 async with asyncio.timeout(5):
-                    await stream.send(log_pb2.AppendSessionRequest(batch=batch))
+                    await stream.send(SessionRequest(batch=batch))
                 if number % 500 == 0:
                     await one_more_append()
         finally:

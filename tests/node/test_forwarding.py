@@ -29,12 +29,13 @@ from sharedlog.errors import (
 from sharedlog.rpc.errors import error_to_proto
 from sharedlog.rpc.loopback import Loopback
 from sharedlog.rpc.methods import APPEND_SESSION
+from sharedlog.rpc.session_request import SessionRequest
 from sharedlog.rpc.transport import ClientStream, Method, Req, Resp, ServerStream, Transport
 from sharedlog.v1 import log_pb2, types_pb2
 
-Stream = ServerStream[log_pb2.AppendSessionResponse, log_pb2.AppendSessionRequest]
+Stream = ServerStream[log_pb2.AppendSessionResponse, SessionRequest]
 Handler = Callable[[Stream], Awaitable[None]]
-Request, Response = log_pb2.AppendSessionRequest, log_pb2.AppendSessionResponse
+Request, Response = SessionRequest, log_pb2.AppendSessionResponse
 OPENED = Response(opened=log_pb2.AppendSessionOpened(floor=7))
 MOVED = Response(moved=log_pb2.SessionMoved(address="n3:1", chain_version=9))
 BATCH = encode_records([(b"x", None, None)])
@@ -78,7 +79,7 @@ def test_a_session_passes_through_as_it_is() -> None:
     the last word, `moved`, included, and end the session well."""
 
     async def main() -> None:
-        received: list[log_pb2.AppendSessionRequest] = []
+        received: list[SessionRequest] = []
 
         async def sequencer(stream: Stream) -> None:
             first = await stream.receive()
@@ -113,6 +114,7 @@ def test_a_session_passes_through_as_it_is() -> None:
             assert await stream.receive() == MOVED
             assert await stream.receive() is None
         forwarded = received[0].open
+        assert forwarded is not None
         assert forwarded.direct_only
         assert forwarded.min_chain_version > 0
         opening.direct_only, opening.min_chain_version = True, forwarded.min_chain_version

@@ -36,6 +36,7 @@ from sharedlog.limits import RECORD_BYTES_MAX
 from sharedlog.rpc import methods
 from sharedlog.rpc.errors import error_from_proto
 from sharedlog.rpc.grpc_client import GrpcTransport
+from sharedlog.rpc.session_request import SessionRequest
 from sharedlog.rpc.transport import Method, Req, Resp
 from sharedlog.v1 import cluster_pb2, log_pb2, types_pb2
 
@@ -146,7 +147,7 @@ async def test_direct_calls_are_not_forwarded(caller: Caller) -> None:
         assert refused.value.sequencer_node_id == sequencer
         stream = caller.transport.stream(caller.nodes[name].address, methods.APPEND_SESSION)
         opening = log_pb2.AppendSessionOpen(log="direct", direct_only=True)
-        await stream.send(log_pb2.AppendSessionRequest(open=opening))
+        await stream.send(SessionRequest(open=opening))
         with pytest.raises(NotSequencer) as refused:
             await stream.receive()
         assert refused.value.sequencer_node_id == sequencer
@@ -161,7 +162,7 @@ async def test_a_forwarded_session_is_as_good_as_a_direct_one(caller: Caller) ->
     name = others(log)[0]
     stream = caller.transport.stream(caller.nodes[name].address, methods.APPEND_SESSION)
     opening = log_pb2.AppendSessionOpen(log="session")
-    await stream.send(log_pb2.AppendSessionRequest(open=opening))
+    await stream.send(SessionRequest(open=opening))
     opened = await stream.receive()
     assert opened is not None
     assert opened.opened.sequencer.node_id == log.chain[-1].sequencer.node_id
@@ -176,7 +177,7 @@ async def test_a_forwarded_session_is_as_good_as_a_direct_one(caller: Caller) ->
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(receive())
         for batch in batches:
-            await stream.send(log_pb2.AppendSessionRequest(batch=batch))
+            await stream.send(SessionRequest(batch=batch))
         await stream.end()
     stream.cancel()
     assert [result.HasField("error") for result in results] == [i >= 50 for i in range(100)]
@@ -189,15 +190,13 @@ async def test_a_forwarded_session_is_as_good_as_a_direct_one(caller: Caller) ->
 @pytest.mark.parametrize(
     "first",
     [
-        log_pb2.AppendSessionRequest(batch=b"x"),
-        log_pb2.AppendSessionRequest(open=log_pb2.AppendSessionOpen(log="x"), batch=b"x"),
-        log_pb2.AppendSessionRequest(),
-        log_pb2.AppendSessionRequest(open=log_pb2.AppendSessionOpen(log="no/../*")),
+        SessionRequest(batch=b"x"),
+        SessionRequest(open=log_pb2.AppendSessionOpen(log="x"), batch=b"x"),
+        SessionRequest(),
+        SessionRequest(open=log_pb2.AppendSessionOpen(log="no/../*")),
     ],
 )
-async def test_a_session_must_be_opened_first(
-    caller: Caller, first: log_pb2.AppendSessionRequest
-) -> None:
+async def test_a_session_must_be_opened_first(caller: Caller, first: SessionRequest) -> None:
     """A batch before the opening, or beside it, or a bad name: an invalid argument."""
     stream = caller.transport.stream(caller.nodes["n1"].address, methods.APPEND_SESSION)
     await stream.send(first)
@@ -292,9 +291,9 @@ async def test_records_of_one_key(caller: Caller) -> None:
     batch = builder.encode(compressor=make_compressor("zstd"))
     stream = caller.transport.stream(caller.nodes["n1"].address, methods.APPEND_SESSION)
     opening = log_pb2.AppendSessionOpen(log="keys")
-    await stream.send(log_pb2.AppendSessionRequest(open=opening))
+    await stream.send(SessionRequest(open=opening))
     for _ in range(3):
-        await stream.send(log_pb2.AppendSessionRequest(batch=batch))
+        await stream.send(SessionRequest(batch=batch))
     await stream.end()
     while await stream.receive() is not None:
         pass

@@ -22,6 +22,7 @@ from sharedlog.errors import (
 from sharedlog.retention_proto import retention_from_proto
 from sharedlog.rpc import methods
 from sharedlog.rpc.grpc_client import GrpcTransport
+from sharedlog.rpc.session_request import SessionRequest
 from sharedlog.v1 import log_pb2, types_pb2
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -96,11 +97,11 @@ async def test_a_session_makes_the_log_before_it_opens(
     """With `direct_only` too: the log is there then, and the answer says who orders it."""
     opening = log_pb2.AppendSessionOpen(log="session/a", create=True)
     stream = transport.stream(nodes["m"].address, methods.APPEND_SESSION)
-    await stream.send(log_pb2.AppendSessionRequest(open=opening))
+    await stream.send(SessionRequest(open=opening))
     opened = await stream.receive()
     assert opened is not None
     assert opened.HasField("opened")
-    await stream.send(log_pb2.AppendSessionRequest(batch=encode_records([(b"x", None, None)])))
+    await stream.send(SessionRequest(batch=encode_records([(b"x", None, None)])))
     await stream.end()
     answer = await stream.receive()
     assert answer is not None
@@ -108,7 +109,7 @@ async def test_a_session_makes_the_log_before_it_opens(
     stream.cancel()
     stream = transport.stream(nodes["m"].address, methods.APPEND_SESSION)
     opening = log_pb2.AppendSessionOpen(log="session/b", create=True, direct_only=True)
-    await stream.send(log_pb2.AppendSessionRequest(open=opening))
+    await stream.send(SessionRequest(open=opening))
     with pytest.raises(NotSequencer) as refused:
         await stream.receive()
     stream.cancel()

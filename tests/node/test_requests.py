@@ -18,6 +18,7 @@ from sharedlog.rpc import methods
 from sharedlog.rpc.grpc_client import GrpcTransport
 from sharedlog.rpc.grpc_server import GrpcServer
 from sharedlog.rpc.loopback import Loopback
+from sharedlog.rpc.session_request import SessionRequest
 from sharedlog.rpc.transport import Server, ServerStream
 from sharedlog.v1 import cluster_pb2, log_pb2
 
@@ -150,7 +151,7 @@ async def test_a_session_has_one_line_with_its_batches_bytes_and_peer(
     try:
         with caplog.at_level(logging.INFO, logger="node.requests"):
             stream = transport.stream(f"127.0.0.1:{port}", methods.APPEND_SESSION)
-            sent = log_pb2.AppendSessionRequest(batch=b"x" * 100)
+            sent = SessionRequest(batch=b"x" * 100)
             for _ in range(3):
                 await stream.send(sent)
             await stream.end()
@@ -170,7 +171,7 @@ async def test_a_session_has_one_line_with_its_batches_bytes_and_peer(
         "orders",
     )
     assert (line["batches"], line["first"], line["last"]) == (6, 10, 35)
-    assert line["bytes_in"] == 3 * sent.ByteSize()
+    assert line["bytes_in"] == 3 * len(methods.APPEND_SESSION.encode_request(sent))
     assert line["bytes_out"] > 0
     assert "127.0.0.1:" in line["peer"]
     assert line["first_ms"] <= line["ms"]

@@ -165,6 +165,7 @@ class Proxy:
 
     async def session(self, _: object, context: Any) -> None:
         opening = methods.APPEND_SESSION.decode_request(await context.read()).open
+        assert opening is not None
         if opening.log not in self.opened:
             self.opened.add(opening.log)
             opened = log_pb2.AppendSessionOpened(

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sharedlog.ids import Offset
+from sharedlog.rpc.batch_fields import encode_varint
 from sharedlog.rpc.methods import READ_LOGLET
 from sharedlog.rpc.read_answer import (
     DAMAGED,
@@ -17,7 +18,6 @@ from sharedlog.rpc.read_answer import (
     ReadAnswer,
     decode_read_answer,
     encode_read_answer,
-    encode_varint,
 )
 from sharedlog.v1.log_server_pb2 import ReadLogletResponse
 

@@ -13,6 +13,7 @@ import sequencer.state as state_module
 from sequencer.config import SequencerConfig
 from sharedlog.control import producer_id_of
 from sharedlog.errors import InvalidArgument, ProducerFenced
+from sharedlog.rpc.session_request import SessionRequest
 from sharedlog.v1 import log_pb2
 
 NAME = "importer-7"
@@ -124,7 +125,7 @@ async def test_the_id_belongs_to_the_name(tmp_path: Path) -> None:
         nameless = await made.ask("n1", producer_id_of(NAME))
         assert isinstance(await nameless.error(), InvalidArgument)
         wrong = await made.ask("n1", 5)
-        await wrong.stream.send(log_pb2.AppendSessionRequest())
+        await wrong.stream.send(SessionRequest())
         process = made["n1"]
         opening = log_pb2.AppendSessionOpen(log="orders", producer_id=5, producer_name=NAME)
         with pytest.raises(InvalidArgument):

@@ -15,7 +15,7 @@ from sequencer.config import SequencerConfig
 from sharedlog.clock import SystemClock
 from sharedlog.errors import LogUnavailable, ProducerFenced, Purged
 from sharedlog.ids import Offset
-from sharedlog.v1 import log_pb2
+from sharedlog.rpc.session_request import SessionRequest
 
 CLOCK = SystemClock()
 A, B = 11, 12
@@ -144,7 +144,7 @@ async def test_after_a_refused_batch_the_later_ones_are_refused(tmp_path: Path) 
         session = await made.session("n1", A)
         await session.send(0)
         damaged = flipped(batch(A, 1), -1)
-        await session.stream.send(log_pb2.AppendSessionRequest(batch=damaged))
+        await session.stream.send(SessionRequest(batch=damaged))
         await session.send(2, 1)
         assert await session.results(4) == [0, "CorruptBatch", "SequenceGap", "SequenceGap"]
         session.lose()
@@ -156,7 +156,7 @@ async def test_after_a_refused_batch_the_later_ones_are_refused(tmp_path: Path) 
 async def test_a_batch_of_a_producer_needs_a_session_that_says_so(tmp_path: Path) -> None:
     async with cluster(tmp_path) as made:
         session = await made.session("n1", 0)
-        await session.stream.send(log_pb2.AppendSessionRequest(batch=batch(A, 0)))
+        await session.stream.send(SessionRequest(batch=batch(A, 0)))
         await session.send(0)
         assert await session.results(2) == ["InvalidArgument", "SequenceGap"]
         again = await made.session("n1", 0)

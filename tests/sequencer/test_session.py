@@ -12,6 +12,7 @@ from sequencer.producers import REMEMBERED_MAX
 from sequencer.session import BATCH_COST_BYTES_MIN, AppendSession, SessionSlot
 from sharedlog.errors import CorruptBatch, Unreachable
 from sharedlog.ids import Offset
+from sharedlog.rpc.session_request import SessionRequest
 from sharedlog.v1 import log_pb2, types_pb2
 
 MEGABYTE = b"x" * 1_000_000
@@ -33,11 +34,11 @@ class FakeStream:
             raise Unreachable("the client went away")
         self.answers.append(message)
 
-    async def receive(self) -> log_pb2.AppendSessionRequest | None:
+    async def receive(self) -> SessionRequest | None:
         if not self.to_send:
             return None
         self.sent += 1
-        return log_pb2.AppendSessionRequest(batch=self.to_send.popleft())
+        return SessionRequest(batch=self.to_send.popleft())
 
     def moved(self) -> bool:
         return bool(self.answers) and self.answers[-1].HasField("moved")
@@ -49,8 +50,8 @@ class FakeStream:
 def make_session(
     stream: FakeStream, submitted: list[SessionSlot], *, bytes_max: int = 8_000_000
 ) -> AppendSession:
-    def submit(_: log_pb2.AppendSessionRequest, batch: bytes, slot: SessionSlot) -> None:
-        if batch in (b"bad", b""):
+    def submit(request: SessionRequest, slot: SessionSlot) -> None:
+        if request.batch in (b"bad", b""):
             raise CorruptBatch("bad")
         submitted.append(slot)
 
