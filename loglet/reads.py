@@ -77,27 +77,34 @@ class Watchers:
     def __init__(self) -> None:
         self._waiting: dict[LogletId, set[asyncio.Future[None]]] = {}
         self._readers: Counter[LogletId] = Counter()
+        self._followers: Counter[LogletId] = Counter()  # those of them that wait at the tail
         # Ends of loglets that are read here; the store may not know these loglets. No reader, no
         # entry.
         self._ends: dict[LogletId, Offset] = {}
 
     @contextmanager
-    def reading(self, loglet: LogletId) -> Iterator[None]:
-        """A read of the loglet is open."""
+    def reading(self, loglet: LogletId, *, follows: bool) -> Iterator[None]:
+        """A read of the loglet is open; `follows`: it waits for the committed tail to rise."""
         self._readers[loglet] += 1
+        self._followers[loglet] += follows
         try:
             yield
         finally:
             self._readers[loglet] -= 1
+            self._followers[loglet] -= follows
             if not self._readers[loglet]:
-                del self._readers[loglet]
+                del self._readers[loglet], self._followers[loglet]
                 self._ends.pop(loglet, None)
 
     def mark_watched(self, response: StoreResponse) -> None:
-        """Tell the sequencer which of the loglets somebody reads here."""
+        """Tell the sequencer of which loglets somebody waits for the committed tail here.
+
+        Who reads what is committed, as the archive does, waits for nothing, and each such tail is a
+        message.
+        """
         if self._readers:
             for stored in response.stored:
-                stored.watched = stored.loglet in self._readers
+                stored.watched = self._followers[stored.loglet] > 0
 
     def tell_ends(self, ends: Iterable[tuple[LogletId, Offset]]) -> None:
         """Loglets have ended, some of which the store may never have heard of."""
@@ -206,7 +213,8 @@ class ReadService:
         self._core.check_storage(query.storage_id)
         if query.for_repair and query.key_hash is not None:
             raise InvalidArgument("a repair needs every batch, not those of one key")
-        with self._place(), self._watchers.reading(query.loglet):
+        follows = not query.no_wait
+        with self._place(), self._watchers.reading(query.loglet, follows=follows):
             await self._run(query, stream)
 
     async def find_time(self, request: FindTimeRequest) -> FindTimeResponse:

@@ -199,7 +199,7 @@ class Stored(_message.Message):
     end: _builtins.int
     """Exclusive."""
     watched: _builtins.bool
-    """Somebody reads the loglet here: its committed tail is wanted at once, not with what follows."""
+    """Somebody waits for the loglet's committed tail here: it is wanted at once, not with what follows."""
     @_builtins.property
     def loglet(self) -> _types_pb2.LogletId:
         """What the range belongs to."""

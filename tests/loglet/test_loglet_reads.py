@@ -166,6 +166,24 @@ async def test_a_reader_may_come_before_the_loglet(served: Served) -> None:
     stream.cancel()
 
 
+@pytest.mark.parametrize("follows", [True, False])
+async def test_only_who_waits_for_the_tail_is_told_of(tmp_path: Path, *, follows: bool) -> None:
+    """Each tail that is pushed at once is a message. A long read of what is committed, as the
+    archive's, needs none of them."""
+    config = LogServerConfig(read_message_bytes=1)
+    async with serve(open_store(tmp_path), config, loopback=True) as server:
+        batches = [placed(it) for it in range(20)]
+        await server.store_all(request(batches, opens=[opened()]), learn(20))
+        stream = await server.read(0, no_wait=not follows)
+        assert await next_batches(stream, 1) == batches[:1]  # there are more, so it is open
+        answers = await server.store_all(request([placed(20)]))
+        assert [it.watched for answer in answers for it in answer.stored] == [follows]
+        stream.cancel()
+        await until(lambda: server.server.status().open_reads == 0)
+        answers = await server.store_all(request([placed(21)]))
+        assert [it.watched for answer in answers for it in answer.stored] == [False]
+
+
 async def test_long_reads_come_in_bounded_messages(tmp_path: Path) -> None:
     """Messages hold about as many bytes as configured, at least one batch, and nothing is lost."""
     config = LogServerConfig(read_message_bytes=10_000, tail_cache_bytes=50_000)
