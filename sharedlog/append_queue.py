@@ -11,8 +11,8 @@ Theory of operation. A batch moves through at most four places, always in order:
 
 Batching is natural: the open batch leaves on the next turn of the loop, and takes a slot until it
 is answered; while all `slots` are taken it gathers records. So a lone append is not held up, and a
-busy appender makes large batches by itself. A batch that is full, or an appender's `flush` cuts,
-leaves without a slot.
+busy appender makes large batches; more so where records come fast (`gathering.py`). A batch that is
+full, or an appender's `flush` cuts, leaves without a slot.
 
 Repetition. An appender is a *producer*: it has an id, and counts its records; each batch, when it
 is sent for the first time, gets the sequence of its first record and keeps it for ever. When a
@@ -89,6 +89,7 @@ from sharedlog.batch import (
 from sharedlog.codec import make_compressor
 from sharedlog.config import AppenderConfig
 from sharedlog.errors import ConditionFailed, ProtocolError, SharedLogError
+from sharedlog.gathering import Gathering
 from sharedlog.ids import Offset
 from sharedlog.key_digest import DIGEST_KEY_BYTES
 from sharedlog.limits import BATCH_BYTES_MAX
@@ -147,6 +148,7 @@ class AppendQueue:
         self.waiting: deque[AppendBatch] = deque()
         self.sent: deque[AppendBatch] = deque()
         self._slots_taken = 0
+        self._gathering = Gathering(linger_s=config.linger_s, gather_s=config.gather_s)
         self.room = 0
         self.callers_waiting = 0
         self.in_flight_bytes = 0
@@ -241,6 +243,7 @@ class AppendQueue:
                 builder, opened_s=now_s, timeout_s=timeout_s, conditions=self._usual
             )
             self.open = batch
+            self._gathering.on_open(now_s, self.batch_bytes)
             self._open_has_extras = False
         if key is not None or headers:
             self._open_has_extras = True
@@ -282,6 +285,7 @@ class AppendQueue:
         batch = self.open
         if batch is not None:
             batch.size = batch.builder.encoded_bytes
+            self._gathering.on_close(batch.size)
             self.waiting.append(batch)
             self.waiting_bytes += batch.size
             self.open = None
@@ -406,15 +410,14 @@ class AppendQueue:
         return (
             batch is not None
             and self._slots_taken < self.config.slots
-            and now_s >= batch.opened_s + self.config.linger_s
+            and self._gathering.is_over(now_s, batch.builder.encoded_bytes)
         )
 
     def linger_s(self, now_s: float) -> float | None:
-        """Until the open batch may leave, if it is only its linger time that holds it."""
-        if self.open is None or self.waiting or not self.config.linger_s:
+        """Until the open batch may leave, if it is only held so that it gathers records."""
+        if self.open is None or self.waiting:
             return None
-        left_s = self.open.opened_s + self.config.linger_s - now_s
-        return left_s if left_s > 0 else None
+        return self._gathering.left_s(now_s)
 
     # Outcomes.
 

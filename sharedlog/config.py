@@ -23,6 +23,9 @@ class AppenderConfig:
     """A batch of so many records is full."""
     linger_s: float = 0.0
     """A batch that is not full waits so long for more records, even when it could leave."""
+    gather_s: float = 0.006
+    """While records come so fast that a quarter of a batch or more comes within this time, a batch
+    that is not full is given it to grow: fewer and larger batches cost everybody less. 0: never."""
     slots: int = 1
     """While fewer batches that were not full are in flight, another one leaves at once; otherwise
     it gathers records until it is full or one of those is answered. More of them make more
@@ -55,6 +58,7 @@ class AppenderConfig:
         _require("batch_bytes", self.batch_bytes, at_least=1, at_most=BATCH_BYTES_MAX)
         _require("batch_records", self.batch_records, at_least=1, at_most=BATCH_RECORDS_MAX)
         _require("linger_s", self.linger_s, at_least=0)
+        _require("gather_s", self.gather_s, at_least=0)
         _require("slots", self.slots, at_least=1)
         _require("in_flight_bytes", self.in_flight_bytes, at_least=1)
         _require("buffer_bytes", self.buffer_bytes, at_least=1)

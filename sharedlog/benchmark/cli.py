@@ -486,7 +486,9 @@ def _measure(plan: TargetPlan, run: Callable[[Target], Coroutine[Any, Any, Measu
 
     from sharedlog.benchmark.target import open_target, run_precisely
     from sharedlog.dev_cluster import DevClusterError
+    from sharedlog.tuning import tune_process
 
+    tune_process()  # as in every other command: before gRPC is imported
     # gRPC's own lines about connections that it retries mean nothing to who typed the command.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
