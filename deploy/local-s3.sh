@@ -84,7 +84,7 @@ _start_radosgw() { # PORT: over one monitor and one store in memory; nobody else
   # It would ask for encryption, which needs the keys that nobody here has.
   ms mon client mode = crc
   rgw data = $home/rgw
-  rgw frontends = beast endpoint=127.0.0.1:$port
+  rgw frontends = beast endpoint=127.0.0.1:$port tcp_nodelay=1
 CONF
   export CEPH_CONF=$home/ceph.conf
   {
