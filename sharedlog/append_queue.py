@@ -406,12 +406,11 @@ class AppendQueue:
         return BatchProducer(self.producer_id, self.epoch, batch.sequence)
 
     def _open_may_leave(self, now_s: float) -> bool:
-        batch = self.open
-        return (
-            batch is not None
-            and self._slots_taken < self.config.slots
-            and self._gathering.is_over(now_s, batch.builder.encoded_bytes)
-        )
+        if self.open is None or self._slots_taken >= self.config.slots:
+            return False
+        count, size = len(self.open.builder), self.open.builder.encoded_bytes
+        is_full = count >= self.config.batch_records or size >= self.batch_bytes
+        return is_full or self._gathering.is_over(now_s, size)
 
     def linger_s(self, now_s: float) -> float | None:
         """Until the open batch may leave, if it is only held so that it gathers records."""

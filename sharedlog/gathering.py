@@ -6,10 +6,10 @@ A batch costs the client and each node some time of a processor whatever its siz
 come fast should go in few batches. Left to itself a batch leaves when the one before is answered:
 that is soon while the cluster is idle, and makes as many batches as its processors can bear. So
 while a quarter of a batch or more comes within `gather_s`, each is given that time to grow. Where
-less comes it is not: such a batch would stay small, and be late for little.
+less comes it is not: such a batch would stay small, and be late for little (ADR 17).
 
 Whoever waits for a batch before it hands over the next would wait for nothing. So a batch that has
-stopped growing for `STALL_S` leaves, and the next `TRUSTED` batches are not held up at all.
+stopped growing for `STALL_S` leaves, and for `REST_S` no other is held up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Final
 
 STALL_S: Final = 0.002
-TRUSTED: Final = 64
+REST_S: Final = 0.25
 
 
 class Gathering:
@@ -25,7 +25,7 @@ class Gathering:
 
     __slots__ = (
         *("_bytes", "_gather_s", "_gathers", "_linger_s", "_opened_s"),
-        *("_seen_bytes", "_stall_s", "_trusted", "_until_s"),
+        *("_rest_s", "_seen_bytes", "_stall_s", "_until_s"),
     )
 
     def __init__(self, *, linger_s: float, gather_s: float) -> None:
@@ -37,13 +37,13 @@ class Gathering:
         self._bytes = 0  # of batches that were closed since the open one's predecessor was opened
         self._seen_bytes = 0  # of the open batch when it was last asked for
         self._stall_s = 0.0  # if it has not grown by then, it grows no more
-        self._trusted = 0  # so many batches more are not held up
+        self._rest_s = 0.0  # none is held up before
 
     def on_open(self, now_s: float, batch_bytes: int) -> None:
         """A batch is opened; `batch_bytes` is what a full one has."""
         is_fast = 4 * self._bytes * self._gather_s >= batch_bytes * (now_s - self._opened_s) > 0
-        self._gathers = is_fast and not self._trusted and self._gather_s > self._linger_s
-        self._trusted = max(0, self._trusted - 1)
+        is_allowed = now_s >= self._rest_s and self._gather_s > self._linger_s
+        self._gathers = is_fast and is_allowed
         self._until_s = now_s + (self._gather_s if self._gathers else self._linger_s)
         self._opened_s, self._stall_s = now_s, now_s + STALL_S
         self._bytes = self._seen_bytes = 0
@@ -63,7 +63,7 @@ class Gathering:
             return False
         if now_s < self._stall_s:
             return False
-        self._gathers, self._trusted = False, TRUSTED
+        self._gathers, self._rest_s = False, now_s + REST_S
         self._until_s = self._opened_s + self._linger_s
         return now_s >= self._until_s
 

@@ -33,7 +33,8 @@ _BLOCK_BYTES: Final = 4 * KIB
 """Of any disk a multiple of its own."""
 _O_DIRECT: Final = getattr(os, "O_DIRECT", 0)
 _BUFFERS_MAX: Final = 6
-"""So many are filled before their bytes are copied out of them."""
+"""So many are filled by a read before their bytes are copied out of them, 3 MiB for each thread;
+and twice as many are kept."""
 _SPARE: Final[deque[mmap.mmap]] = deque(maxlen=2 * _BUFFERS_MAX)
 """Buffers that nobody uses. Appending and popping are atomic."""
 os.register_at_fork(after_in_child=_SPARE.clear)  # they are shared with the parent

@@ -31,8 +31,8 @@ READ_BACK_BYTES: Final = 2 * MIB
 READS_AT_ONCE: Final = 2
 """So many ranges at a time, so that one is checked while the other is on its way."""
 PIECE_BYTES: Final = 64 * KIB
-"""An object goes to the store in pieces of at least as many, but for its last. Batches that are
-larger go as they are, without a copy."""
+"""Batches that are smaller are joined to pieces of so many, as far as they were read together;
+larger ones go to the store as they are, without a copy."""
 
 
 class ReadCommitted(Protocol):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sharedlog.append_queue import AppendQueue
 from sharedlog.config import AppenderConfig
-from sharedlog.gathering import STALL_S, TRUSTED, Gathering
+from sharedlog.gathering import REST_S, STALL_S, Gathering
 from sharedlog.ids import Offset
 
 FULL = 1_000
@@ -57,19 +57,21 @@ def test_it_can_be_turned_off_and_linger_is_kept() -> None:
 
 
 def test_who_waits_for_each_batch_is_not_held_up_again_and_again() -> None:
-    """Nothing comes while a batch is held: it leaves, and so do the next ones, at once."""
+    """Nothing comes while a batch is held: it leaves, and for a while all leave at once, however
+    many there are."""
     gathering = busy()
     assert not gathering.is_over(1, FULL // 2)
-    assert gathering.is_over(1 + STALL_S, FULL // 2)
-    at = 1.0
-    for _ in range(TRUSTED):
-        gathering.on_close(FULL // 2)
-        at += GATHER_S
+    at = 1 + STALL_S
+    assert gathering.is_over(at, FULL // 2)
+    until_s = at + REST_S
+    while at + GATHER_S / 10 < until_s:
+        gathering.on_close(FULL)
+        at += GATHER_S / 10
         gathering.on_open(at, FULL)
         assert gathering.is_over(at, FULL // 2)
-    gathering.on_close(FULL // 2)
-    gathering.on_open(at + GATHER_S, FULL)
-    assert not gathering.is_over(at + GATHER_S, FULL // 2), "it is tried again"
+    gathering.on_close(FULL)
+    gathering.on_open(until_s, FULL)
+    assert not gathering.is_over(until_s, FULL // 2), "it is tried again"
 
 
 @given(
@@ -118,3 +120,20 @@ def test_an_appender_gathers_what_comes_fast_into_few_batches() -> None:
     assert queue.open is not None
     queue.cut()
     assert queue.next_to_send(at) is not None, "who flushes waits for nothing"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [AppenderConfig(linger_s=0.01, batch_records=1), AppenderConfig(linger_s=0.01, batch_bytes=99)],
+)
+def test_what_is_full_is_never_held(config: AppenderConfig) -> None:
+    """Nothing more can join it."""
+    queue = AppendQueue(config, producer_id=1)
+    queue.opening()
+    queue.on_opened(floor=Offset(0))
+    at = 10.0
+    for first in range(50):
+        queue.put(bytes(100), None, None, timeout_s=30, now_s=at)
+        assert queue.next_to_send(at) is not None
+        queue.on_result(Offset(first), None)
+        at += 0.0001

@@ -55,7 +55,7 @@ def test_further_fields_of_a_message_are_skipped() -> None:
         data = path.read_bytes()
         plain = message_class(types[name]).FromString(data)
         more = message_class(types[name]).FromString(data + NUMBER + TEXT)
-        more.DiscardUnknownFields()  # they are kept, so that whoever passes a message on loses none
+        more.DiscardUnknownFields()  # protobuf keeps them
         assert more == plain, path.name
 
 
