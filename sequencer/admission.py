@@ -69,7 +69,8 @@ NO_CONDITIONS: Final = Conditions()
 
 def conditions_of(request: SessionRequest) -> Conditions:
     """What the batch of a session's message depends on."""
-    match, token, set_token = request[-3:]
+    match, token = request.match_offset, request.fencing_token
+    set_token = request.set_fencing_token
     if match is None and token is None and set_token is None:
         return NO_CONDITIONS
     return Conditions(

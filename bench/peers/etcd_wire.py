@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from sharedlog.rpc.batch_fields import encode_varint
+
 PUT_PATH = "/etcdserverpb.KV/Put"
 TXN_PATH = "/etcdserverpb.KV/Txn"
 STATUS_PATH = "/etcdserverpb.Maintenance/Status"
@@ -59,16 +61,6 @@ def _header_field(response: bytes, wanted: int) -> int:
                 if inner == wanted and isinstance(value, int):
                     return value
     return 0
-
-
-def encode_varint(value: int) -> bytes:
-    """Seven bits a byte, low bits first."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def decode_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -7,8 +7,9 @@ order, and its parts to be simply joined.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
-_LENGTH_DELIMITED = 2
+_LENGTH_DELIMITED: Final = 2
 
 
 def join_batches(rest: bytes, field: int, batches: Iterable[bytes]) -> bytes:
