@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from helpers.full_strength import SOON, at_full_strength
 from helpers.s3_proxy import Forward, S3Proxy, lose_answer, lose_request, passed_on
 from helpers.s3_server import S3Server
 
@@ -50,6 +51,7 @@ async def nodes_with(s3: S3Proxy, folder: Path) -> AsyncIterator[DevCluster]:
         "SHAREDLOG_OFFLOAD__OBJECT_BYTES": str(1 << 16),
         "SHAREDLOG_OFFLOAD__OFFLOAD_AFTER_S": "0.3",
         "SHAREDLOG_OFFLOAD__RETENTION_EVERY_S": "0.5",
+        **SOON,
     }
     async with DevCluster(folder, settings=settings) as nodes:
         yield nodes
@@ -190,9 +192,6 @@ async def nothing_is_missing(connected: Cluster, log: Log, writing: Writing) -> 
     assert len(set(found.values())) == len(found), "something is in the log twice"
     described = await log.describe()
     assert 0 < described.trimmed <= described.archived_end
-    async for _ in ticks():  # what a node missed while it was dead is copied to it
-        checked = [it async for it in connected.admin.check("orders")]
-        if not [finding for it in checked for finding in it.findings]:
-            break
+    await at_full_strength(connected, "orders")
     verified = [it async for it in connected.admin.verify_archive("orders", full=True)]
     assert not [finding for it in verified for finding in it.findings]
