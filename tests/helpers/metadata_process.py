@@ -64,7 +64,7 @@ async def spawn(listen: str, directory: Path) -> asyncio.subprocess.Process:
 
 async def read_event(process: asyncio.subprocess.Process, event: str) -> dict[str, object]:
     assert process.stderr is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while line := await process.stderr.readline():
             found: dict[str, object] = json.loads(line)
             if found["event"] == event:

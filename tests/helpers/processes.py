@@ -25,7 +25,7 @@ from sharedlog.dev_cluster import _reserve_free_ports
 
 ROOT = Path(__file__).parents[2]
 HOST = "127.0.0.1"
-DEADLINE_S = 15.0
+DEADLINE_S = 60.0
 ALL_ROLES = ("metadata", "log-server", "sequencer")
 PATIENT = {"SHAREDLOG_PING_TIMEOUT_S": "2.5"}
 """Settings of nodes that no test harms: one that has to wait for a core is not taken for dead. That
@@ -101,7 +101,7 @@ class NodeProcess:
         return self.get("/readyz")[0] == 200
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and body of an HTTP request; 0 if nobody listens, or answers within 15 s."""
+        """Status and body of an HTTP request; 0 if nobody listens, or answers in `DEADLINE_S`."""
         try:
             with urlopen(f"http://{self.http}{path}", timeout=DEADLINE_S) as answer:
                 return answer.status, answer.read().decode()

@@ -102,7 +102,7 @@ async def test_a_restarted_cluster_serves_reads_and_takes_appends(
     async with sharedlog.connect(cluster.address) as client:
         log = client.log("orders")
         values: dict[int, bytes] = {}
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(values) < len(outcome.acked):
                 values = await read_all(log)
         check_history(outcome, values)

@@ -206,7 +206,7 @@ async def test_a_member_that_hangs_is_left(etcd: EtcdCluster, prefix: str) -> No
         version = await store.put("k", b"1", expected=ABSENT)
         await follower.until(lambda: "k" in follower.state)
         etcd.pause(etcd.members[0])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             version = await store.put("k", b"2", expected=version)
             version = await store.put("k", b"3", expected=version)
         await follower.until(lambda: follower.state["k"].version == version)
@@ -299,7 +299,7 @@ async def unsure_put(
     for way in ways:
         way.deafen()
     putting = asyncio.create_task(store.put("k", b"unsure", expected=expected))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             entry = await writer.get("k")
             if entry is not None and entry.value == b"unsure":

@@ -118,7 +118,7 @@ async def overwrite(values: S3Values, key: str, data: bytes) -> bytes:
 
 
 async def take(events: AsyncIterator[WatchEvent], count: int) -> list[WatchEvent]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return [await anext(events) for _ in range(count)]
 
 

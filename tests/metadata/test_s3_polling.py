@@ -82,7 +82,7 @@ def values_of(store: S3MetadataStore) -> MemoryValues:
 
 
 async def take(events: AsyncIterator[WatchEvent], count: int) -> list[WatchEvent]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return [await anext(events) for _ in range(count)]
 
 

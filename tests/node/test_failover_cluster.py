@@ -44,7 +44,7 @@ class Writer:
     async def until_acked(self, count: int) -> None:
         """Wait for so many further acknowledgements."""
         wanted = len(self.acked) + count
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(self.acked) < wanted:
                 await CLOCK.sleep(0.01)
 
@@ -176,7 +176,7 @@ async def test_a_cluster_that_starts_again_takes_up_its_logs(tmp_path: Path) -> 
             log = cluster.log(f"log{number}")
             assert await log.append(b"after") == acked[number] + 1
             assert [record.value async for record in log.read()] == [b"before", b"after"]
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             for number in range(3, 6):
                 log = cluster.log(f"log{number}")
                 while (await log.describe()).chain[-1].sequencer.generation != 2:

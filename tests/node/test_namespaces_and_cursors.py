@@ -256,7 +256,7 @@ async def test_logs_are_listed_in_short(cluster: sharedlog.Cluster) -> None:
     """By prefix and page; what is shown is what describing shows."""
     for index in range(5):
         await cluster.create_log(f"list/{index}", replicas=3)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len((await cluster.list_page("list/")).logs) < 5:  # noqa: ASYNC110  # a watch's delay
             await asyncio.sleep(0.02)
     page = await cluster.list_page("list/", after="list/0", limit=2)

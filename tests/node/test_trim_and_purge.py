@@ -64,7 +64,7 @@ async def local_starts(nodes: DevCluster, cluster: sharedlog.Cluster) -> set[int
 
 async def until_start(log: sharedlog.Log, start: int) -> None:
     """Until the client's node says that the log begins there."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         for pause_s in repeat(0.01):
             if (await log.describe()).start == start:
                 return
