@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 from helpers.log_servers import LOGLET, STORAGE, request
 
 from loglet.core import LogServerCore
@@ -28,7 +30,7 @@ class CoreDisk:
 
     def __init__(self, *states: LogletState) -> None:
         self.core = LogServerCore(STORAGE, states)
-        self.batches: dict[LogletId, list[HeldBatch]] = {}
+        self.batches: dict[LogletId, list[HeldBatch]] = {}  # in the order of offsets
         self.look_ups: list[LookUp] = []
 
     def group(
@@ -60,8 +62,11 @@ class CoreDisk:
         held = self.batches.setdefault(write.loglet, [])
         if isinstance(write, PutRepaired) and write.overwrites:
             held.remove(HeldBatch(write.first, write.end, None))
-        assert not any(it.first < batch.end and it.end > batch.first for it in held)
-        held.append(batch)
+        at = bisect_left(held, batch.first, key=lambda it: it.first)
+        assert not any(
+            it.first < batch.end and it.end > batch.first for it in held[max(at, 1) - 1 : at + 1]
+        )
+        held.insert(at, batch)
 
     def damage(self, first: int, end: int) -> None:
         """What is held of LOGLET at [first, end) no longer matches its checksum."""
