@@ -208,7 +208,9 @@ class Archivist:
             loglet = record.loglet(record.open_segment)
             backlog.committed_mean(knows.record_bytes(loglet))
             tail = knows.committed_tail(loglet)
-            backlog.look(record.archived_end, backlog.committed if tail is None else tail, now_s)
+            # A log that moved with its last records may rest: nobody has opened the new segment.
+            committed = max(backlog.committed, record.open_segment.base) if tail is None else tail
+            backlog.look(record.archived_end, committed, now_s)
         if not self._is_offload_due(kept, now_s):
             kept.due_since_s = None
         elif kept.due_since_s is None:

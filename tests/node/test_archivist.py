@@ -45,12 +45,13 @@ class Node:
         self.told_at_s: list[float] = []
         self.has_archive = False
         self.offloads_at_s: list[float] = []
+        self.tail: Offset | None = Offset(60)
 
     def logs(self) -> list[tuple[LogRecord, int]]:
         return [(self.record, 1)]
 
-    def committed_tail(self, _: object) -> Offset:
-        return Offset(60)
+    def committed_tail(self, _: object) -> Offset | None:
+        return self.tail
 
     def record_bytes(self, _: object) -> None:
         return None
@@ -174,3 +175,24 @@ async def test_who_orders_a_log_takes_over_from_a_member_that_does_not_archive_i
     idle = next(it for it, _ in able if it not in {archiver, ME.node_id})
     assert await offloads(SequencerId(idle, Generation(1)), 100) == []
     assert TAKE_OVER_S <= min(await offloads(ME, 100)) < TAKE_OVER_S + 10
+
+
+@virtually
+async def test_a_log_that_rests_after_a_move_is_archived_to_its_end() -> None:
+    """What came before the move was not seen by the archivist, and nobody has appended since: it
+    is known only by where the new segment begins."""
+    node: Any = Node()
+    node.has_archive = True
+    node.record = replace(node.record, archived_end=Offset(60), trimmed=Offset(0), start=Offset(0))
+    archivist = archivist_of(node)
+    running = asyncio.create_task(archivist.run())
+    await asyncio.sleep(2 * TAKE_OVER_S)
+    assert node.offloads_at_s == []
+    ended = replace(node.record.chain[-1], end=Offset(61))
+    opened = replace(ended, index=ended.index + 1, base=Offset(61), end=None)
+    node.record = replace(node.record, chain=(ended, opened))
+    node.tail = None
+    await asyncio.sleep(2 * TAKE_OVER_S)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert node.offloads_at_s
