@@ -39,8 +39,9 @@ Say = Callable[[str], None]
 _MB: Final = 1_000_000
 _SETTINGS: Final = {
     # As a server with a machine to itself, each holds what is not archived yet. The bound of a
-    # development cluster would have it read from the disk again.
-    "SHAREDLOG_LOG_SERVER__PAGE_CACHE_BYTES": str(512 * MIB),
+    # development cluster would have it read from the disk again. It is full after the round that
+    # does not count: then each new page is one that was just let go, on both sides.
+    "SHAREDLOG_LOG_SERVER__PAGE_CACHE_BYTES": str(256 * MIB),
     # The controller's first look at an open segment is in the turn of the one or the other.
     "SHAREDLOG_CONTROLLER__BACKFILL_EVERY_S": "3600",
 }

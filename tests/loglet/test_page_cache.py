@@ -96,3 +96,20 @@ def test_pages_that_are_written_again_are_let_go(tmp_path: Path) -> None:
         assert cached_share(path, 48 * MIB, 64 * MIB) > 0.9, "the newest part stays"
     finally:
         bound.close()
+
+
+def test_pages_that_were_read_through_a_map_are_let_go(tmp_path: Path) -> None:
+    """LMDB reads through a map of the file, and the kernel keeps what is mapped."""
+    skip_unless_pages_are_let_go(tmp_path)
+    path = tmp_path / "data"
+    write(path, 32 * MIB)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        bound = PageCacheBound(path, keep_bytes=8 * MIB, written_bytes=0)
+        try:
+            assert mapped[:: mmap.PAGESIZE] == b"x" * (32 * MIB // mmap.PAGESIZE)
+            bound.on_synced(32 * MIB)
+            assert cached_share(path, 0, 24 * MIB) < 0.1
+            assert cached_share(path, 24 * MIB, 32 * MIB) > 0.9, "the newest part stays"
+            assert mapped[:: mmap.PAGESIZE] == b"x" * (32 * MIB // mmap.PAGESIZE)
+        finally:
+            bound.close()
