@@ -23,7 +23,7 @@ from sharedlog.ids import LogId, Offset
 
 MAGIC: Final = b"SLOGARC1"
 BLOCK_BYTES: Final = 512 * 1024
-"""A block is full once it has as many; one more batch may be in it."""
+"""A block ends where it is nearest to this size: who wants one record reads a whole block."""
 
 _FOOTER: Final = struct.Struct("<I4sHHIQIIQQQQQQ16s16s16x")
 FOOTER_BYTES: Final = _FOOTER.size
@@ -123,6 +123,8 @@ class ObjectBuilder:
             raise ValueError(
                 f"[{placement.first}, {placement.end}) of {placement.loglet} at {self.end}"
             )
+        if 2 * self._open_bytes + len(placed) > 2 * BLOCK_BYTES:
+            self._close_block()  # with this batch it would be further beyond than it is below
         self.last_ms = max(self.last_ms, placement.timestamp_ms)
         if self._open_first is None:
             self._open_first, self._open_first_ms = placement, self.last_ms

@@ -95,6 +95,23 @@ def test_what_goes_in_comes_out(
         assert wanted is None or blocks[at].first <= wanted.first < blocks[at].end
 
 
+@pytest.mark.parametrize(
+    ("block_batches", "expected"),
+    [(0.4, [1, 1, 1, 1]), (1.2, [1, 1, 1, 1]), (1.8, [2, 2]), (2.4, [2, 2]), (2.6, [3, 1])],
+)
+def test_a_block_ends_where_it_is_nearest_to_its_size(
+    monkeypatch: pytest.MonkeyPatch, block_batches: float, expected: list[int]
+) -> None:
+    """Four batches of one size, and blocks of so many times that."""
+    made = builder()
+    batches = [batch(first) for first in range(4)]
+    monkeypatch.setattr(object_format, "BLOCK_BYTES", int(block_batches * len(batches[0])))
+    for it in batches:
+        made.add(it)
+    _, blocks = opened(b"".join(made.finish()))
+    assert [block.end - block.first for block in blocks] == expected
+
+
 @given(st.data())
 def test_no_flipped_bit_is_believed(data: st.DataObject) -> None:
     """Wherever it is: in a block, the index or the footer. The magic at the begin is for people."""
