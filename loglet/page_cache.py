@@ -76,7 +76,7 @@ def _maps_of(path: Path) -> list[int]:
     if sys.platform != "linux":
         return []
     ending = f" {path.resolve()}"
-    with open("/proc/self/maps") as lines:
+    with Path("/proc/self/maps").open() as lines:
         fields = [it.split(maxsplit=3) for it in lines if it.rstrip("\n").endswith(ending)]
     return [int(span.split("-")[0], 16) for span, _, offset, _ in fields if not int(offset, 16)]
 
