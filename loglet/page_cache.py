@@ -75,10 +75,11 @@ def _maps_of(path: Path) -> list[int]:
     """Where in this process the file is mapped from its beginning, as LMDB does: addresses."""
     if sys.platform != "linux":
         return []
-    ending = f" {path.resolve()}"
-    with Path("/proc/self/maps").open() as lines:
-        fields = [it.split(maxsplit=3) for it in lines if it.rstrip("\n").endswith(ending)]
-    return [int(span.split("-")[0], 16) for span, _, offset, _ in fields if not int(offset, 16)]
+    wanted = str(path.resolve())
+    with Path("/proc/self/maps").open() as lines:  # span, rights, offset, device, inode, path
+        maps = [it.rstrip("\n").split(maxsplit=5) for it in lines]
+    named = [it for it in maps if len(it) == 6 and it[5] == wanted]
+    return [int(span.split("-")[0], 16) for span, _, offset, *_ in named if not int(offset, 16)]
 
 
 def _unmap_pages(first: int, end: int) -> None:
