@@ -60,6 +60,7 @@ from loglet.config import LogServerConfig
 from loglet.group import BATCH_OVERHEAD_BYTES
 from loglet.held import verified
 from loglet.lmdb_batches import put, read_loglets, walk, walk_ended
+from loglet.lmdb_file import LmdbFile, large_value
 from loglet.page_cache import PageCacheBound
 from loglet.store import (
     DropBatches,
@@ -132,10 +133,11 @@ class LmdbLogStore:
         self._lock = lock
         self._statvfs = statvfs
         self._page_bytes: int = env.stat()["psize"]
+        self._file = LmdbFile(directory / _DATA_FILE, page_bytes=self._page_bytes)
         self._page_cache: PageCacheBound | None = None
         if config.page_cache_bytes:
             self._page_cache = PageCacheBound(
-                directory / _DATA_FILE,
+                self._file,
                 keep_bytes=config.page_cache_bytes,
                 written_bytes=self._file_bytes(),
             )
@@ -264,19 +266,20 @@ class LmdbLogStore:
     def _close(self) -> None:
         self._writer.stop()
         self._readers.shutdown()
-        if self._page_cache is not None:
-            self._page_cache.close()
-            self._page_cache = None
         self._env.close()
         if self._lock >= 0:
+            self._file.close()
             os.close(self._lock)
             self._lock = -1
 
     def _commit(self, writes: Sequence[Write]) -> None:
         """On the writer's thread."""
         self._check_room(writes)
+        # Around the pages of the tree that a deletion goes through lies what it deletes.
+        deletes = any(isinstance(it, DropBatches) for it in writes)
+        reading = self._file.page_by_page() if deletes else contextlib.nullcontext()
         try:
-            with self._env.begin(write=True) as txn:
+            with reading, self._env.begin(write=True) as txn:
                 for write in writes:
                     put(txn, write)
         except lmdb.MapFullError as error:
@@ -361,20 +364,26 @@ class LmdbLogStore:
     def _find_trimmed(
         self, loglet: LogletId, below: Offset, max_batches: int, max_bytes: int
     ) -> DropBatches | None:
-        """On a reader's thread."""
+        """On a reader's thread. Nothing of a large batch is read but its first page.
+
+        To free it LMDB looks at that. It is in memory then, and the writer does not wait for the
+        disk.
+        """
         batches = size = 0
         end = below
+        pages: list[int] = []
         try:
             with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
-                for last in walk_ended(cursor, loglet, below):
-                    value = cursor.value()
-                    if batches and (size + len(value) > max_bytes or batches >= max_batches):
-                        break
-                    batches, size, end = batches + 1, size + len(value), last
-                    # To free a large batch LMDB looks at its first page. It is in memory then, and
-                    # the writer does not wait for the disk.
-                    bytes(value[:1])
-        except lmdb.Error as error:
+                with self._file.page_by_page():
+                    for last in walk_ended(cursor, loglet, below):
+                        large = large_value(cursor.key())
+                        its_size = large.size if large else len(cursor.value())
+                        if batches and (size + its_size > max_bytes or batches >= max_batches):
+                            break
+                        batches, size, end = batches + 1, size + its_size, last
+                        pages += [large.page] if large else []
+                self._file.fetch(pages)
+        except (lmdb.Error, OSError) as error:
             raise StoreFailed(f"reading the store failed: {error}") from error
         return DropBatches(loglet, end, batches, size) if batches else None
 

@@ -1,0 +1,160 @@
+"""LMDB's file beside its map: where a value lies in it, and which of its pages are in memory.
+
+**Why.** The binding touches all of a value before it tells how large it is. Who only deletes a
+value, as a trimmed log server does all day, would read it from the disk once more for that. LMDB
+itself looks at the first page alone, where it finds how many pages there are.
+
+The layout of a node is that of LMDB 0.9's file format: `struct MDB_node` in its `mdb.c`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+_NODE: Final = struct.Struct("=IHH")
+"""Before each key of a leaf: the bytes of the value, flags, the bytes of the key."""
+
+_ON_PAGES_OF_ITS_OWN: Final = 0x01
+"""The only flag of such a node; after the key comes the number of its first page."""
+
+_PAGE_NUMBER_BYTES: Final = ctypes.sizeof(ctypes.c_size_t)
+
+
+class LargeValue(NamedTuple):
+    """A value that is not beside its key."""
+
+    page: int  # the number of its first page
+    size: int  # bytes
+
+
+def large_value(key: memoryview) -> LargeValue | None:
+    """Where the value of this key lies, without a look at it; None if it lies beside its key.
+
+    `key` is what a cursor gives in a reading transaction with `buffers`: it points into the map.
+    """
+    address = _address(key)
+    size, flags, key_size = _NODE.unpack(ctypes.string_at(address - _NODE.size, _NODE.size))
+    if flags != _ON_PAGES_OF_ITS_OWN or key_size != len(key):
+        return None
+    page = ctypes.string_at(address + key_size, _PAGE_NUMBER_BYTES)
+    return LargeValue(int.from_bytes(page, sys.byteorder), size)
+
+
+class LmdbFile:
+    """One that this process has mapped by now, and keeps so until `close`. For any thread."""
+
+    def __init__(self, path: Path, *, page_bytes: int = mmap.PAGESIZE) -> None:
+        self._page_bytes = page_bytes
+        self._maps = _maps_of(path)
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._lock = threading.Lock()
+        self._page_by_page = 0  # who wants that
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._descriptor)
+
+    def fetch(self, pages: Iterable[int]) -> None:
+        """Bring these pages into memory and none beside them; returns when they are there.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        starts = [page * self._page_bytes for page in pages]
+        if sys.platform == "linux":
+            for start in starts:  # the disk has all of them to do at once
+                os.posix_fadvise(self._descriptor, start, self._page_bytes, os.POSIX_FADV_WILLNEED)
+        for start in starts:
+            os.pread(self._descriptor, 1, start)
+
+    @contextmanager
+    def page_by_page(self) -> Iterator[None]:
+        """Within, a page that is read through the map brings no others along, whoever reads it.
+
+        The kernel reads the surroundings of such a page otherwise.
+        """
+        with self._lock:
+            self._page_by_page += 1
+            self._advise(mmap.MADV_RANDOM)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._page_by_page -= 1
+                if not self._page_by_page:
+                    self._advise(mmap.MADV_NORMAL)
+
+    def let_go(self, first: int, end: int) -> None:
+        """Bytes [first, end), all synced, need not stay in memory; pages partly in it do.
+
+        The kernel keeps a page that a process has mapped, as one that was read through the map is.
+        So pages are taken out of the map first; whoever reads them later maps them again.
+        """
+        if sys.platform != "linux":
+            return
+        first_page, end_page = -(-first // mmap.PAGESIZE), end // mmap.PAGESIZE
+        if first_page < end_page:
+            for start, _ in self._maps:
+                _madvise(
+                    start + first_page * mmap.PAGESIZE,
+                    (end_page - first_page) * mmap.PAGESIZE,
+                    mmap.MADV_DONTNEED,
+                )
+        os.posix_fadvise(self._descriptor, first, end - first, os.POSIX_FADV_DONTNEED)
+
+    def _advise(self, advice: int) -> None:
+        for start, end in self._maps:
+            _madvise(start, end - start, advice)
+
+
+def _address(view: memoryview) -> int:
+    """Of the first byte of what the view shows."""
+    buffer = _Buffer()
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(view), ctypes.byref(buffer), 0)
+    address: int = buffer.buf
+    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
+    return address
+
+
+class _Buffer(ctypes.Structure):
+    """`Py_buffer` of Python's C API."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    )
+
+
+def _maps_of(path: Path) -> list[tuple[int, int]]:
+    """Where in this process the file is mapped from its beginning, as LMDB does: [first, end)."""
+    if sys.platform != "linux":
+        return []
+    wanted = str(path.resolve())
+    with Path("/proc/self/maps").open() as lines:  # span, rights, offset, device, inode, path
+        maps = [it.rstrip("\n").split(maxsplit=5) for it in lines]
+    named = [it for it in maps if len(it) == 6 and it[5] == wanted]
+    spans = [span.split("-") for span, _, offset, *_ in named if not int(offset, 16)]
+    return [(int(first, 16), int(end, 16)) for first, end in spans]
+
+
+def _madvise(address: int, size: int, advice: int) -> None:
+    """Nothing is lost if the kernel refuses."""
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), advice)
