@@ -16,10 +16,12 @@ from sharedlog.limits import MIB
 _M_TRIM_THRESHOLD: Final = -1
 _M_TOP_PAD: Final = -2
 _M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
 
 _MMAP_THRESHOLD_BYTES: Final = 32 * MIB  # the most that glibc takes
 _KEPT_BYTES: Final = 64 * MIB
 _TOP_PAD_BYTES: Final = 4 * MIB
+_ARENAS: Final = 1
 
 # gRPC's newer I/O engine hands each event from thread to thread; its older poller does not. A
 # ping-pong of 100 bytes over grpc.aio took 236 us of client CPU with the one, 163 with the other.
@@ -38,6 +40,9 @@ def keep_freed_memory() -> bool:
     Batches are buffers of some hundred KiB that live for milliseconds. By default glibc maps each
     anew and gives it back at once, or returns the top of the heap to the system, and every page of
     the next one costs a page fault. Keeping a few tens of MiB saves those.
+
+    And by default threads have heaps of their own, of which each keeps as much. The interpreter
+    lets one thread run at a time, so one heap serves all, and what one has freed the next has warm.
     """
     if sys.platform != "linux":
         return False
@@ -51,5 +56,6 @@ def keep_freed_memory() -> bool:
         (_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES),
         (_M_TRIM_THRESHOLD, _KEPT_BYTES),
         (_M_TOP_PAD, _TOP_PAD_BYTES),
+        (_M_ARENA_MAX, _ARENAS),
     )
     return all(mallopt(option, value) == 1 for option, value in settings)
