@@ -1,8 +1,12 @@
-"""LMDB's file beside its map: where a value lies in it, and which of its pages are in memory.
+"""LMDB's file beside its map: how large a value is, and how what is read gets into memory.
 
 **Why.** The binding touches all of a value before it tells how large it is. Who only deletes a
 value, as a trimmed log server does all day, would read it from the disk once more for that. LMDB
 itself looks at the first page alone, where it finds how many pages there are.
+
+And the kernel reads the surroundings of a page that is read through the map. Around the pages of
+the tree that a deletion goes through lies what it deletes, so there it is told not to; values that
+others read meanwhile are asked for as a whole.
 
 The layout of a node is that of LMDB 0.9's file format: `struct MDB_node` in its `mdb.c`.
 """
@@ -15,10 +19,10 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 _NODE: Final = struct.Struct("=IHH")
 """Before each key of a leaf: the bytes of the value, flags, the bytes of the key."""
@@ -27,6 +31,7 @@ _ON_PAGES_OF_ITS_OWN: Final = 0x01
 """The only flag of such a node; after the key comes the number of its first page."""
 
 _PAGE_NUMBER_BYTES: Final = ctypes.sizeof(ctypes.c_size_t)
+_PAGE_HEAD_BYTES: Final = _PAGE_NUMBER_BYTES + 8  # before a value on pages of its own
 
 
 class LargeValue(NamedTuple):
@@ -36,8 +41,17 @@ class LargeValue(NamedTuple):
     size: int  # bytes
 
 
+def size_at(cursor: Any) -> int:
+    """Bytes of the value that a cursor of a reading transaction with `buffers` stands on.
+
+    Of a large one nothing is read.
+    """
+    large = large_value(cursor.key())
+    return large.size if large else len(cursor.value())
+
+
 def large_value(key: memoryview) -> LargeValue | None:
-    """Where the value of this key lies, without a look at it; None if it lies beside its key.
+    """Where the value of this key lies; None if it lies beside its key.
 
     `key` is what a cursor gives in a reading transaction with `buffers`: it points into the map.
     """
@@ -60,21 +74,21 @@ class LmdbFile:
         self._page_by_page = 0  # who wants that
 
     def close(self) -> None:
-        """Let go of the file."""
-        os.close(self._descriptor)
+        """Let go of the file. Again is nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
-    def fetch(self, pages: Iterable[int]) -> None:
-        """Bring these pages into memory and none beside them; returns when they are there.
+    def take(self, cursor: Any) -> bytes:
+        """The value that a cursor of a reading transaction with `buffers` stands on.
 
-        Raises:
-            OSError: the disk failed.
+        A large one is asked of the disk as a whole, whatever is done about the map meanwhile.
         """
-        starts = [page * self._page_bytes for page in pages]
-        if sys.platform == "linux":
-            for start in starts:  # the disk has all of them to do at once
-                os.posix_fadvise(self._descriptor, start, self._page_bytes, os.POSIX_FADV_WILLNEED)
-        for start in starts:
-            os.pread(self._descriptor, 1, start)
+        if (large := large_value(cursor.key())) and sys.platform == "linux":
+            with suppress(OSError):  # it is advice
+                start, size = large.page * self._page_bytes, _PAGE_HEAD_BYTES + large.size
+                os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
+        return bytes(cursor.value())
 
     @contextmanager
     def page_by_page(self) -> Iterator[None]:
@@ -145,11 +159,12 @@ class _Buffer(ctypes.Structure):
 
 def _maps_of(path: Path) -> list[tuple[int, int]]:
     """Where in this process the file is mapped from its beginning, as LMDB does: [first, end)."""
-    if sys.platform != "linux":
-        return []
     wanted = str(path.resolve())
-    with Path("/proc/self/maps").open() as lines:  # span, rights, offset, device, inode, path
-        maps = [it.rstrip("\n").split(maxsplit=5) for it in lines]
+    try:
+        lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return []  # another system, or one that does not tell
+    maps = [it.split(maxsplit=5) for it in lines]  # span, rights, offset, device, inode, path
     named = [it for it in maps if len(it) == 6 and it[5] == wanted]
     spans = [span.split("-") for span, _, offset, *_ in named if not int(offset, 16)]
     return [(int(first, 16), int(end, 16)) for first, end in spans]

@@ -60,7 +60,7 @@ from loglet.config import LogServerConfig
 from loglet.group import BATCH_OVERHEAD_BYTES
 from loglet.held import verified
 from loglet.lmdb_batches import put, read_loglets, walk, walk_ended
-from loglet.lmdb_file import LmdbFile, large_value
+from loglet.lmdb_file import LmdbFile, size_at
 from loglet.page_cache import PageCacheBound
 from loglet.store import (
     DropBatches,
@@ -121,6 +121,7 @@ class LmdbLogStore:
         env: Any,
         identity: keys.Identity,
         config: LogServerConfig,
+        file: LmdbFile,
         *,
         directory: Path,
         lock: int,
@@ -133,7 +134,7 @@ class LmdbLogStore:
         self._lock = lock
         self._statvfs = statvfs
         self._page_bytes: int = env.stat()["psize"]
-        self._file = LmdbFile(directory / _DATA_FILE, page_bytes=self._page_bytes)
+        self._file = file
         self._page_cache: PageCacheBound | None = None
         if config.page_cache_bytes:
             self._page_cache = PageCacheBound(
@@ -162,7 +163,7 @@ class LmdbLogStore:
             another process uses it, its metadata is damaged, or the disk failed.
         """
         lock = -1
-        env = None
+        env = file = None
         try:
             directory.mkdir(parents=True, exist_ok=True)
             lock = lock_store(directory)
@@ -174,13 +175,18 @@ class LmdbLogStore:
                 )
                 _write_identity(env, identity, directory)
             _check_identity(identity, directory, node_id, cluster_id)
-            store = cls(env, identity, config, directory=directory, lock=lock, statvfs=statvfs)
-            # From here on the store owns the lock and the environment.
-            lock, env = -1, None
+            file = LmdbFile(directory / _DATA_FILE, page_bytes=env.stat()["psize"])
+            store = cls(
+                env, identity, config, file, directory=directory, lock=lock, statvfs=statvfs
+            )
+            # From here on the store owns all three.
+            lock, env, file = -1, None, None
             return store
         except (lmdb.Error, OSError) as error:
             raise StoreFailed(f"can't open the store {directory}: {error}") from error
         finally:
+            if file is not None:
+                file.close()
             if env is not None:
                 env.close()
             if lock >= 0:
@@ -267,8 +273,8 @@ class LmdbLogStore:
         self._writer.stop()
         self._readers.shutdown()
         self._env.close()
+        self._file.close()
         if self._lock >= 0:
-            self._file.close()
             os.close(self._lock)
             self._lock = -1
 
@@ -279,7 +285,7 @@ class LmdbLogStore:
         deletes = any(isinstance(it, DropBatches) for it in writes)
         reading = self._file.page_by_page() if deletes else contextlib.nullcontext()
         try:
-            with reading, self._env.begin(write=True) as txn:
+            with self._env.begin(write=True) as txn, reading:
                 for write in writes:
                     put(txn, write)
         except lmdb.MapFullError as error:
@@ -323,11 +329,10 @@ class LmdbLogStore:
         try:
             with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
                 for first, _ in walk(cursor, loglet, start, end):
-                    value = cursor.value()
-                    size += len(value)
+                    size += size_at(cursor)
                     if found and size > max_bytes:
                         break
-                    found.append((first, bytes(value)))
+                    found.append((first, self._file.take(cursor)))
         except lmdb.Error as error:
             raise StoreFailed(f"reading the store failed: {error}") from error
         return found
@@ -350,11 +355,10 @@ class LmdbLogStore:
                     if max_bytes is None:
                         found.append(HeldBatch(first, last, b""))
                     else:
-                        value = cursor.value()
-                        size += len(value)
+                        size += size_at(cursor)
                         if found and size > max_bytes:
                             break
-                        found.append(verified(loglet, first, last, bytes(value)))
+                        found.append(verified(loglet, first, last, self._file.take(cursor)))
                     if len(found) >= max_batches:
                         break
         except lmdb.Error as error:
@@ -364,26 +368,24 @@ class LmdbLogStore:
     def _find_trimmed(
         self, loglet: LogletId, below: Offset, max_batches: int, max_bytes: int
     ) -> DropBatches | None:
-        """On a reader's thread. Nothing of a large batch is read but its first page.
+        """On a reader's thread. LMDB looks at a large batch's first page, then and to free it.
 
-        To free it LMDB looks at that. It is in memory then, and the writer does not wait for the
-        disk.
+        It is in memory by then, and the writer does not wait for the disk.
         """
         batches = size = 0
         end = below
-        pages: list[int] = []
         try:
-            with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
-                with self._file.page_by_page():
-                    for last in walk_ended(cursor, loglet, below):
-                        large = large_value(cursor.key())
-                        its_size = large.size if large else len(cursor.value())
-                        if batches and (size + its_size > max_bytes or batches >= max_batches):
-                            break
-                        batches, size, end = batches + 1, size + its_size, last
-                        pages += [large.page] if large else []
-                self._file.fetch(pages)
-        except (lmdb.Error, OSError) as error:
+            with (
+                self._env.begin(buffers=True) as txn,
+                txn.cursor() as cursor,
+                self._file.page_by_page(),
+            ):
+                for last in walk_ended(cursor, loglet, below):
+                    its_size = size_at(cursor)
+                    if batches and (size + its_size > max_bytes or batches >= max_batches):
+                        break
+                    batches, size, end = batches + 1, size + its_size, last
+        except lmdb.Error as error:
             raise StoreFailed(f"reading the store failed: {error}") from error
         return DropBatches(loglet, end, batches, size) if batches else None
 

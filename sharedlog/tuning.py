@@ -41,8 +41,9 @@ def keep_freed_memory() -> bool:
     anew and gives it back at once, or returns the top of the heap to the system, and every page of
     the next one costs a page fault. Keeping a few tens of MiB saves those.
 
-    And by default threads have heaps of their own, of which each keeps as much. The interpreter
-    lets one thread run at a time, so one heap serves all, and what one has freed the next has warm.
+    And by default threads have heaps of their own, of which each keeps as much. Ours run one at a
+    time for most of it, so one heap serves all, and what one has freed the next has warm. Not for
+    an application with many threads of native code that are busy at the same time.
     """
     if sys.platform != "linux":
         return False

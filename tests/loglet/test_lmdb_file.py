@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import resource
 from pathlib import Path
 
 import lmdb
@@ -10,68 +11,87 @@ import pytest
 from helpers.log_servers import LOGLET, ME, open_store, placed
 from helpers.page_cache import cached_pages, let_go, skip_unless_pages_are_let_go, write_synced
 
-from loglet.lmdb_file import LargeValue, LmdbFile, large_value
+from loglet.lmdb_file import LmdbFile, large_value, size_at
 from loglet.store import DropBatches, PutBatch, PutLoglet
 from sharedlog.batch import parse_placement
 from sharedlog.ids import Offset
 from sharedlog.limits import MIB
 
-SIZES = (0, 1, 7, 500, 2_000, 2_048, 4_080, 4_081, 100_000, 3 * MIB + 1)
-"""Bytes of values, beside their keys and on pages of their own: more of these than fit one leaf."""
 
-
-def test_a_value_on_pages_of_its_own_is_found_without_a_look_at_it(tmp_path: Path) -> None:
-    keys = [b"key %d" % size for size in SIZES]
+def test_a_large_value_is_found_without_a_look_at_it(tmp_path: Path) -> None:
+    path = tmp_path / "data.mdb"
     with lmdb.open(str(tmp_path), map_size=64 * MIB, lib_version=0) as env:
-        page_bytes = env.stat()["psize"]
+        page_bytes: int = env.stat()["psize"]
+        beside = [0, 1, 7, 500, page_bytes // 4]
+        apart = [page_bytes // 2, page_bytes - 16, page_bytes - 15, 100_000, 3 * MIB + 1]
+        values = {
+            b"key %d" % size: (b"<%d>" % size).ljust(size, b".")[:size] for size in beside + apart
+        }
         with env.begin(write=True) as txn:
-            for key, size in zip(keys, SIZES, strict=True):
-                assert txn.put(key, key.ljust(size, b".")[:size])
-        stored = (tmp_path / "data.mdb").read_bytes()
+            for key, value in values.items():
+                assert txn.put(key, value)
+        stored = path.read_bytes()
+        file = LmdbFile(path, page_bytes=page_bytes)
         with env.begin(buffers=True) as reading, reading.cursor() as cursor:
-            found: dict[int, LargeValue | None] = {}
-            for key, size in zip(keys, SIZES, strict=True):
+            for key, value in values.items():
                 assert cursor.set_key(key)
-                found[size] = large_value(cursor.key())
-    for size, large in found.items():
-        if large is None:
-            assert size < page_bytes // 2, "LMDB has two keys on a page at least"
-        else:
-            assert large.size == size
-            start = large.page * page_bytes
-            assert b"key %d" % size in stored[start : start + 64], "after the page's own head"
-    assert {size for size, large in found.items() if large} >= {4_080, 4_081, 100_000, SIZES[-1]}
-
-
-def test_pages_are_fetched_and_none_beside_them(tmp_path: Path) -> None:
-    skip_unless_pages_are_let_go(tmp_path)
-    path = tmp_path / "data"
-    write_synced(path, 16 * MIB)
-    let_go(path)
-    file = LmdbFile(path)
-    try:
-        wanted = [3, 700, 701, 4_000]
-        file.fetch(wanted)
-        assert [at for at, there in enumerate(cached_pages(path)) if there] == wanted
-    finally:
+                large = large_value(cursor.key())
+                assert (large is None) == (len(value) in beside)
+                if large is not None:
+                    assert large.size == len(value)
+                    start = large.page * page_bytes + 16
+                    assert stored[start : start + large.size] == value
+                assert size_at(cursor) == len(value)
+                assert file.take(cursor) == value
+        file.close()
         file.close()
 
 
 def test_within_page_by_page_a_map_reads_no_more_than_what_is_touched(tmp_path: Path) -> None:
-    skip_unless_pages_are_let_go(tmp_path)
     path = tmp_path / "data"
-    write_synced(path, 16 * MIB)
-    let_go(path)
-    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+    write_synced(path, 64 * mmap.PAGESIZE)
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ):
         file = LmdbFile(path)
-        try:
+        assert not is_read_by_page(path)
+        with file.page_by_page():
             with file.page_by_page():
-                assert mapped[2_000 * mmap.PAGESIZE] == ord("x")
-            assert [at for at, there in enumerate(cached_pages(path)) if there] == [2_000]
-            assert mapped[3_000 * mmap.PAGESIZE] == ord("x")
-            assert sum(cached_pages(path)) > 2, "and read ahead again, after it"
-        finally:
-            file.close()
+                assert is_read_by_page(path)
+            assert is_read_by_page(path), "somebody wants it yet"
+        assert not is_read_by_page(path)
+        file.close()
+
+
+def is_read_by_page(path: Path) -> bool:
+    """Whether this process's one map of the file is advised so."""
+    maps = Path("/proc/self/smaps").read_text().split(str(path.resolve()))
+    assert len(maps) == 2
+    [flags] = [it for it in maps[1].splitlines() if it.startswith("VmFlags:")][:1]
+    return "rr" in flags.split()
+
+
+async def test_a_large_batch_is_read_at_once_while_something_is_deleted(tmp_path: Path) -> None:
+    """The map is advised for deletions then: page by page it would take a fault for each."""
+    skip_unless_pages_are_let_go(tmp_path)
+    store = open_store(tmp_path)
+    batch = placed(0, record_bytes=4 * MIB)
+    placement = parse_placement(batch)
+    await store.commit([PutLoglet(LOGLET, Offset(0), ME, False, Offset(0))])
+    await store.commit([PutBatch(LOGLET, placement.first, placement.end, batch)])
+    await store.close()
+    path = tmp_path / "data.mdb"
+    store = open_store(tmp_path)
+    file = LmdbFile(path)
+    file.let_go(0, path.stat().st_size)
+    try:
+        with file.page_by_page():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+            found = await store.read(LOGLET, Offset(0), Offset(1), max_bytes=MIB)
+            waits = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - before
+        assert found == [(0, batch)]
+        assert waits < len(batch) // mmap.PAGESIZE // 4
+    finally:
+        file.close()
+        await store.close()
 
 
 @pytest.mark.parametrize("record_bytes", [300, 400_000])
