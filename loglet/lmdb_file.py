@@ -41,15 +41,6 @@ class LargeValue(NamedTuple):
     size: int  # bytes
 
 
-def size_at(cursor: Any) -> int:
-    """Bytes of the value that a cursor of a reading transaction with `buffers` stands on.
-
-    Of a large one nothing is read.
-    """
-    large = large_value(cursor.key())
-    return large.size if large else len(cursor.value())
-
-
 def large_value(key: memoryview) -> LargeValue | None:
     """Where the value of this key lies; None if it lies beside its key.
 
@@ -79,16 +70,16 @@ class LmdbFile:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def take(self, cursor: Any) -> bytes:
-        """The value that a cursor of a reading transaction with `buffers` stands on.
+    def values(self, cursor: Any) -> Values:
+        """The values that a cursor of a reading transaction with `buffers` steps over."""
+        return Values(self, cursor, self._page_bytes // 4)
 
-        A large one is asked of the disk as a whole, whatever is done about the map meanwhile.
-        """
-        if (large := large_value(cursor.key())) and sys.platform == "linux":
+    def ask_for(self, value: LargeValue) -> None:
+        """Have the disk bring all of a value, whatever is done about the map meanwhile."""
+        if sys.platform == "linux":
             with suppress(OSError):  # it is advice
-                start, size = large.page * self._page_bytes, _PAGE_HEAD_BYTES + large.size
+                start, size = value.page * self._page_bytes, _PAGE_HEAD_BYTES + value.size
                 os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
-        return bytes(cursor.value())
 
     @contextmanager
     def page_by_page(self) -> Iterator[None]:
@@ -128,6 +119,36 @@ class LmdbFile:
     def _advise(self, advice: int) -> None:
         for start, end in self._maps:
             _madvise(start, end - start, advice)
+
+
+class Values:
+    """See `LmdbFile.values`. At each step `size`, and then perhaps `take`.
+
+    Finding out about a large value costs some microseconds, as much as reading a small one. So
+    after a small one the next is taken for small, and is read even if it is not.
+    """
+
+    def __init__(self, file: LmdbFile, cursor: Any, small_bytes: int) -> None:
+        self._file = file
+        self._cursor = cursor
+        self._small_bytes = small_bytes  # up to so many it lies beside its key
+        self._may_be_large = True
+        self._at: LargeValue | memoryview = memoryview(b"")
+
+    def size(self) -> int:
+        """Bytes of the value that the cursor stands on."""
+        large = large_value(self._cursor.key()) if self._may_be_large else None
+        self._at = large or self._cursor.value()
+        size = large.size if large else len(self._at)
+        self._may_be_large = size > self._small_bytes
+        return size
+
+    def take(self) -> bytes:
+        """That value."""
+        if isinstance(self._at, LargeValue):
+            self._file.ask_for(self._at)
+            self._at = self._cursor.value()
+        return bytes(self._at)
 
 
 def _address(view: memoryview) -> int:

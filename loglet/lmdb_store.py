@@ -60,7 +60,7 @@ from loglet.config import LogServerConfig
 from loglet.group import BATCH_OVERHEAD_BYTES
 from loglet.held import verified
 from loglet.lmdb_batches import put, read_loglets, walk, walk_ended
-from loglet.lmdb_file import LmdbFile, size_at
+from loglet.lmdb_file import LmdbFile
 from loglet.page_cache import PageCacheBound
 from loglet.store import (
     DropBatches,
@@ -328,11 +328,12 @@ class LmdbLogStore:
         size = 0
         try:
             with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
+                values = self._file.values(cursor)
                 for first, _ in walk(cursor, loglet, start, end):
-                    size += size_at(cursor)
+                    size += values.size()
                     if found and size > max_bytes:
                         break
-                    found.append((first, self._file.take(cursor)))
+                    found.append((first, values.take()))
         except lmdb.Error as error:
             raise StoreFailed(f"reading the store failed: {error}") from error
         return found
@@ -351,14 +352,15 @@ class LmdbLogStore:
         size = 0
         try:
             with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
+                values = self._file.values(cursor)
                 for first, last in walk(cursor, loglet, start, end):
                     if max_bytes is None:
                         found.append(HeldBatch(first, last, b""))
                     else:
-                        size += size_at(cursor)
+                        size += values.size()
                         if found and size > max_bytes:
                             break
-                        found.append(verified(loglet, first, last, self._file.take(cursor)))
+                        found.append(verified(loglet, first, last, values.take()))
                     if len(found) >= max_batches:
                         break
         except lmdb.Error as error:
@@ -368,9 +370,10 @@ class LmdbLogStore:
     def _find_trimmed(
         self, loglet: LogletId, below: Offset, max_batches: int, max_bytes: int
     ) -> DropBatches | None:
-        """On a reader's thread. LMDB looks at a large batch's first page, then and to free it.
+        """On a reader's thread.
 
-        It is in memory by then, and the writer does not wait for the disk.
+        LMDB (that of the binding's wheels) looks at a large batch's first page when it steps over
+        it, as it does to free it. So the writer does not wait for the disk.
         """
         batches = size = 0
         end = below
@@ -380,8 +383,9 @@ class LmdbLogStore:
                 txn.cursor() as cursor,
                 self._file.page_by_page(),
             ):
+                values = self._file.values(cursor)
                 for last in walk_ended(cursor, loglet, below):
-                    its_size = size_at(cursor)
+                    its_size = values.size()
                     if batches and (size + its_size > max_bytes or batches >= max_batches):
                         break
                     batches, size, end = batches + 1, size + its_size, last

@@ -11,7 +11,7 @@ import pytest
 from helpers.log_servers import LOGLET, ME, open_store, placed
 from helpers.page_cache import cached_pages, let_go, skip_unless_pages_are_let_go, write_synced
 
-from loglet.lmdb_file import LmdbFile, large_value, size_at
+from loglet.lmdb_file import LmdbFile, large_value
 from loglet.store import DropBatches, PutBatch, PutLoglet
 from sharedlog.batch import parse_placement
 from sharedlog.ids import Offset
@@ -41,8 +41,13 @@ def test_a_large_value_is_found_without_a_look_at_it(tmp_path: Path) -> None:
                     assert large.size == len(value)
                     start = large.page * page_bytes + 16
                     assert stored[start : start + large.size] == value
-                assert size_at(cursor) == len(value)
-                assert file.take(cursor) == value
+                at = file.values(cursor)
+                assert at.size() == len(value)
+                assert at.take() == value
+            both = file.values(cursor)
+            for key in (*values, *reversed(values)):
+                assert cursor.set_key(key)
+                assert (both.size(), both.take()) == (len(values[key]), values[key])
         file.close()
         file.close()
 
