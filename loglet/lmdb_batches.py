@@ -11,6 +11,7 @@ from typing import Any
 
 from loglet import keys
 from loglet.held import restored
+from loglet.lmdb_file import LmdbFile, keys_to_end_of_leaf, large_value
 from loglet.store import DropBatches, LogletState, PutLoglet, PutRepaired, Write
 from sharedlog.batch import HEADERS_BYTES
 from sharedlog.errors import StoreFailed
@@ -51,6 +52,29 @@ def walk(
         more = cursor.next()
 
 
+def walk_keys(
+    cursor: Any, file: LmdbFile, loglet: LogletId, start: Offset, end: Offset
+) -> Iterator[tuple[Offset, Offset]]:
+    """The same a leaf of the tree at a time, for who looks at no value.
+
+    The cursor must be one of a reading transaction, with `buffers`.
+    """
+    reading = file.reading()
+    more = cursor.set_range(keys.batch_seek_key(loglet, start))
+    while more:
+        if large_value(cursor.key()) is None:
+            reading.leaf(cursor.key())  # the next one is near: there are small batches between
+        found = keys_to_end_of_leaf(cursor.key(), file.page_bytes)
+        for key in found:
+            if key[:1] != keys.BATCH_PREFIX:
+                return
+            owner, first, last = keys.decode_batch_key(key)
+            if owner != loglet or first >= end:
+                return
+            yield first, last
+        more = cursor.set_range(found[-1] + b"\0")
+
+
 def walk_ended(
     cursor: Any, loglet: LogletId, below: Offset, *, delete: bool = False
 ) -> Iterator[Offset]:
@@ -71,7 +95,7 @@ def walk_ended(
             more = cursor.next()
 
 
-def read_loglets(env: Any) -> list[LogletState]:
+def read_loglets(env: Any, file: LmdbFile) -> list[LogletState]:
     """Every loglet, with its tails from the last batch's key and placement.
 
     Raises:
@@ -83,15 +107,18 @@ def read_loglets(env: Any) -> list[LogletState]:
         while more and cursor.key()[:1] == keys.LOGLET_PREFIX:
             records.append(keys.decode_loglet(bytes(cursor.key()), bytes(cursor.value())))
             more = cursor.next()
-        return [restored(record, _newest(cursor, record.loglet)) for record in records]
+        return [restored(it, _newest(cursor, file, it.loglet)) for it in records]
 
 
-def _newest(cursor: Any, loglet: LogletId) -> Iterator[tuple[Offset, Offset, bytes]]:
+def _newest(
+    cursor: Any, file: LmdbFile, loglet: LogletId
+) -> Iterator[tuple[Offset, Offset, bytes]]:
     """First, end and fixed part of the loglet's batches, the last one first."""
+    values = file.values(cursor)
     more = cursor.prev() if cursor.set_range(keys.batch_last_key(loglet)) else cursor.last()
     while more and cursor.key()[:1] == keys.BATCH_PREFIX:
         owner, first, end = keys.decode_batch_key(bytes(cursor.key()))
         if owner != loglet:
             break
-        yield first, end, bytes(cursor.value()[:HEADERS_BYTES])
+        yield first, end, values.beginning(HEADERS_BYTES)
         more = cursor.prev()

@@ -1,14 +1,16 @@
 """LMDB's file beside its map: how large a value is, and how what is read gets into memory.
 
-**Why.** The binding touches all of a value before it tells how large it is. Who only deletes a
-value, as a trimmed log server does all day, would read it from the disk once more for that. LMDB
-itself looks at the first page alone, where it finds how many pages there are.
+**Why.** The binding touches all of a value before it tells how large it is, and LMDB (that of the
+binding's wheels) looks at a large value's first page whenever a cursor gets to its key. So who asks
+only for keys, or only deletes, would read from the disk what he never looks at: a look at the keys
+of a large store, all of its batches.
 
-And the kernel reads the surroundings of a page that is read through the map. Around the pages of
-the tree that a deletion goes through lies what it deletes, so there it is told not to; values that
-others read meanwhile are asked for as a whole.
+And the kernel reads the surroundings of a page that is read through the map, which on some disks
+are megabytes. Nobody knows better than we do what is wanted next, so the map is opened without
+that, and what will be read is asked for: a large value as a whole, and what lies behind small ones.
 
-The layout of a node is that of LMDB 0.9's file format: `struct MDB_node` in its `mdb.c`.
+The layout of pages and nodes is that of LMDB 0.9's file format: `struct MDB_page` and `MDB_node` in
+its `mdb.c`.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ import mmap
 import os
 import struct
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+from sharedlog.limits import KIB
 
 _NODE: Final = struct.Struct("=IHH")
 """Before each key of a leaf: the bytes of the value, flags, the bytes of the key."""
@@ -31,7 +33,24 @@ _ON_PAGES_OF_ITS_OWN: Final = 0x01
 """The only flag of such a node; after the key comes the number of its first page."""
 
 _PAGE_NUMBER_BYTES: Final = ctypes.sizeof(ctypes.c_size_t)
-_PAGE_HEAD_BYTES: Final = _PAGE_NUMBER_BYTES + 8  # before a value on pages of its own
+_PAGE_HEAD: Final = struct.Struct(f"={_PAGE_NUMBER_BYTES}xHHHH")
+"""Of a leaf: its number, padding, flags, where the places of its nodes end, where free room does.
+Before a value on pages of its own there are as many bytes."""
+
+_IS_LEAF: Final = 0x02
+"""The only flag, but for `_IS_DIRTY`, of a leaf that has keys and values."""
+
+_IS_DIRTY: Final = 0x10
+"""May be left on a page from when it was written."""
+
+_FADV_WILLNEED: Final = getattr(os, "POSIX_FADV_WILLNEED", 0)
+_FADV_DONTNEED: Final = getattr(os, "POSIX_FADV_DONTNEED", 0)
+
+_AHEAD_BYTES: Final = 512 * KIB
+"""So far ahead of it a reader that goes on in order has the disk read."""
+
+_SMALL_ONES: Final = 8
+"""Small values between two looks at where they lie."""
 
 
 class LargeValue(NamedTuple):
@@ -54,15 +73,32 @@ def large_value(key: memoryview) -> LargeValue | None:
     return LargeValue(int.from_bytes(page, sys.byteorder), size)
 
 
+def keys_to_end_of_leaf(key: memoryview, page_bytes: int) -> list[bytes]:
+    """This key and those behind it on the same leaf of the tree, in order; no value is looked at.
+
+    `key` is one as for `large_value`.
+    """
+    address = _address(key)
+    place = (address - _NODE.size) % page_bytes
+    leaf = ctypes.string_at(address - _NODE.size - place, page_bytes)
+    _, flags, nodes_end, _ = _PAGE_HEAD.unpack_from(leaf)
+    if flags & ~_IS_DIRTY != _IS_LEAF:
+        return [bytes(key)]
+    places = struct.unpack_from(f"={(nodes_end - _PAGE_HEAD.size) // 2}H", leaf, _PAGE_HEAD.size)
+    found = []
+    for at in places[places.index(place) :]:
+        start = at + _NODE.size
+        found.append(leaf[start : start + _NODE.unpack_from(leaf, at)[2]])
+    return found
+
+
 class LmdbFile:
     """One that this process has mapped by now, and keeps so until `close`. For any thread."""
 
     def __init__(self, path: Path, *, page_bytes: int = mmap.PAGESIZE) -> None:
-        self._page_bytes = page_bytes
+        self.page_bytes = page_bytes
         self._maps = _maps_of(path)
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._lock = threading.Lock()
-        self._page_by_page = 0  # who wants that
 
     def close(self) -> None:
         """Let go of the file. Again is nothing."""
@@ -72,31 +108,31 @@ class LmdbFile:
 
     def values(self, cursor: Any) -> Values:
         """The values that a cursor of a reading transaction with `buffers` steps over."""
-        return Values(self, cursor, self._page_bytes // 4)
+        return Values(self, cursor)
 
-    def ask_for(self, value: LargeValue) -> None:
-        """Have the disk bring all of a value, whatever is done about the map meanwhile."""
-        if sys.platform == "linux":
-            with suppress(OSError):  # it is advice
-                start, size = value.page * self._page_bytes, _PAGE_HEAD_BYTES + value.size
-                os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
+    def beginning(self, value: LargeValue, size: int) -> bytes:
+        """The first `size` bytes of a value; the rest stays where it is."""
+        start = value.page * self.page_bytes + _PAGE_HEAD.size
+        return os.pread(self._descriptor, min(size, value.size), start)
 
-    @contextmanager
-    def page_by_page(self) -> Iterator[None]:
-        """Within, a page that is read through the map brings no others along, whoever reads it.
+    def reading(self) -> Reading:
+        """Of one reader."""
+        return Reading(self)
 
-        The kernel reads the surroundings of such a page otherwise.
+    def place_of(self, key: memoryview) -> int | None:
+        """Where in the file the page begins that has this key; None if nobody knows.
+
+        `key` is one as for `large_value`.
         """
-        with self._lock:
-            self._page_by_page += 1
-            self._advise(mmap.MADV_RANDOM)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._page_by_page -= 1
-                if not self._page_by_page:
-                    self._advise(mmap.MADV_NORMAL)
+        address = _address(key)
+        for first, end in self._maps:
+            if first <= address < end:
+                return (address - first) // self.page_bytes * self.page_bytes
+        return None
+
+    def advise_wanted(self, first: int, end: int) -> None:
+        """Bytes [first, end) will be read soon: the disk should bring what is not in memory."""
+        self._advise(first, end - first, _FADV_WILLNEED)
 
     def let_go(self, first: int, end: int) -> None:
         """Bytes [first, end), all synced, need not stay in memory; pages partly in it do.
@@ -114,26 +150,59 @@ class LmdbFile:
                     (end_page - first_page) * mmap.PAGESIZE,
                     mmap.MADV_DONTNEED,
                 )
-        os.posix_fadvise(self._descriptor, first, end - first, os.POSIX_FADV_DONTNEED)
+        self._advise(first, end - first, _FADV_DONTNEED)
 
-    def _advise(self, advice: int) -> None:
-        for start, end in self._maps:
-            _madvise(start, end - start, advice)
+    def _advise(self, first: int, size: int, advice: int) -> None:
+        if sys.platform == "linux":
+            with suppress(OSError):  # it is advice
+                os.posix_fadvise(self._descriptor, first, size, advice)
+
+
+class Reading:
+    """See `LmdbFile.reading`. What one reader has asked of the disk, and may find in memory soon.
+
+    The first time that is what it reads alone. Then, as long as it goes on in order, some more.
+    """
+
+    def __init__(self, file: LmdbFile) -> None:
+        self._file = file
+        self._first = self._end = -1  # what was asked for
+
+    def of(self, first: int, size: int) -> None:
+        """So many bytes from `first` on are read now."""
+        end = first + size + -(first + size) % self._file.page_bytes
+        if not self._first <= first <= self._end + _AHEAD_BYTES or self._first < 0:
+            self._first = self._end = first  # the first time, or somewhere else
+            ahead = 0
+        elif end + _AHEAD_BYTES // 2 <= self._end:
+            return
+        else:
+            ahead = _AHEAD_BYTES
+        self._file.advise_wanted(max(first, self._end), end + ahead)
+        self._end = end + ahead
+
+    def leaf(self, key: memoryview) -> None:
+        """The leaf is read that has this key, one as for `large_value`."""
+        place = self._file.place_of(key)
+        if place is not None:
+            self.of(place, self._file.page_bytes)
 
 
 class Values:
-    """See `LmdbFile.values`. At each step `size`, and then perhaps `take`.
+    """See `LmdbFile.values`. At each step `size`, and then perhaps `take`; or `beginning` alone.
 
     Finding out about a large value costs some microseconds, as much as reading a small one. So
     after a small one the next is taken for small, and is read even if it is not.
     """
 
-    def __init__(self, file: LmdbFile, cursor: Any, small_bytes: int) -> None:
+    def __init__(self, file: LmdbFile, cursor: Any) -> None:
         self._file = file
         self._cursor = cursor
-        self._small_bytes = small_bytes  # up to so many it lies beside its key
+        self._reading = file.reading()
+        self._small_bytes = file.page_bytes // 4  # up to so many it lies beside its key
         self._may_be_large = True
         self._at: LargeValue | memoryview = memoryview(b"")
+        self._small_ones = 0  # that were taken
 
     def size(self) -> int:
         """Bytes of the value that the cursor stands on."""
@@ -146,9 +215,18 @@ class Values:
     def take(self) -> bytes:
         """That value."""
         if isinstance(self._at, LargeValue):
-            self._file.ask_for(self._at)
-            self._at = self._cursor.value()
+            first = self._at.page * self._file.page_bytes
+            self._reading.of(first, _PAGE_HEAD.size + self._at.size)
+            return bytes(self._cursor.value())
+        self._small_ones += 1
+        if self._small_ones % _SMALL_ONES == 0:
+            self._reading.leaf(self._cursor.key())
         return bytes(self._at)
+
+    def beginning(self, size: int) -> bytes:
+        """Up to `size` bytes of the value that the cursor stands on."""
+        large = large_value(self._cursor.key())
+        return self._file.beginning(large, size) if large else bytes(self._cursor.value()[:size])
 
 
 def _address(view: memoryview) -> int:

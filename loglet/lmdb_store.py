@@ -50,6 +50,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -59,7 +60,7 @@ from loglet import keys
 from loglet.config import LogServerConfig
 from loglet.group import BATCH_OVERHEAD_BYTES
 from loglet.held import verified
-from loglet.lmdb_batches import put, read_loglets, walk, walk_ended
+from loglet.lmdb_batches import put, read_loglets, walk, walk_ended, walk_keys
 from loglet.lmdb_file import LmdbFile
 from loglet.page_cache import PageCacheBound
 from loglet.store import (
@@ -200,7 +201,7 @@ class LmdbLogStore:
     def loglets(self) -> Sequence[LogletState]:
         """See `LogStore.loglets`."""
         try:
-            return read_loglets(self._env)
+            return read_loglets(self._env, self._file)
         except lmdb.Error as error:
             raise StoreFailed(f"reading the store failed: {error}") from error
 
@@ -281,11 +282,8 @@ class LmdbLogStore:
     def _commit(self, writes: Sequence[Write]) -> None:
         """On the writer's thread."""
         self._check_room(writes)
-        # Around the pages of the tree that a deletion goes through lies what it deletes.
-        deletes = any(isinstance(it, DropBatches) for it in writes)
-        reading = self._file.page_by_page() if deletes else contextlib.nullcontext()
         try:
-            with self._env.begin(write=True) as txn, reading:
+            with self._env.begin(write=True) as txn:
                 for write in writes:
                     put(txn, write)
         except lmdb.MapFullError as error:
@@ -352,17 +350,15 @@ class LmdbLogStore:
         size = 0
         try:
             with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
+                if max_bytes is None:
+                    by_key = walk_keys(cursor, self._file, loglet, start, end)
+                    return [HeldBatch(*it, b"") for it in islice(by_key, max_batches)]
                 values = self._file.values(cursor)
-                for first, last in walk(cursor, loglet, start, end):
-                    if max_bytes is None:
-                        found.append(HeldBatch(first, last, b""))
-                    else:
-                        size += values.size()
-                        if found and size > max_bytes:
-                            break
-                        found.append(verified(loglet, first, last, values.take()))
-                    if len(found) >= max_batches:
+                for first, last in islice(walk(cursor, loglet, start, end), max_batches):
+                    size += values.size()
+                    if found and size > max_bytes:
                         break
+                    found.append(verified(loglet, first, last, values.take()))
         except lmdb.Error as error:
             raise StoreFailed(f"reading the store failed: {error}") from error
         return found
@@ -378,11 +374,7 @@ class LmdbLogStore:
         batches = size = 0
         end = below
         try:
-            with (
-                self._env.begin(buffers=True) as txn,
-                txn.cursor() as cursor,
-                self._file.page_by_page(),
-            ):
+            with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
                 values = self._file.values(cursor)
                 for last in walk_ended(cursor, loglet, below):
                     its_size = values.size()
@@ -399,10 +391,11 @@ class LmdbLogStore:
         """On a reader's thread."""
         try:
             with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
+                values = self._file.values(cursor)
 
                 def step(first: Offset, last: Offset) -> Iterator[tuple[Offset, Offset, bytes]]:
                     for its_first, its_end in walk(cursor, loglet, first, last):
-                        yield its_first, its_end, bytes(cursor.value()[:HEADERS_BYTES])
+                        yield its_first, its_end, values.beginning(HEADERS_BYTES)
 
                 return find_neighbours(step, loglet, start, end, timestamp_ms)
         except lmdb.Error as error:
@@ -506,6 +499,7 @@ def _open_env(directory: Path, config: LogServerConfig, statvfs: StatVfs) -> Any
         str(directory),
         map_size=-(-map_bytes // MIB) * MIB,
         max_spare_txns=config.read_threads,
+        readahead=False,  # see `lmdb_file.py`
         lib_version=0,
     )
 

@@ -42,8 +42,6 @@ _SETTINGS: Final = {
     # development cluster would have it read from the disk again. It is full after the round that
     # does not count: then each new page is one that was just let go, on both sides.
     "SHAREDLOG_LOG_SERVER__PAGE_CACHE_BYTES": str(256 * MIB),
-    # The controller's first look at an open segment is in the turn of the one or the other.
-    "SHAREDLOG_CONTROLLER__BACKFILL_EVERY_S": "3600",
 }
 """Of both clusters."""
 _START_S: Final = 1.0

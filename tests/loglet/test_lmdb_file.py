@@ -1,18 +1,22 @@
-"""Where LMDB's file has a value, and that deleting one does not read it."""
+"""Where LMDB's file has keys and values, and that no more of it is read than is asked for."""
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import resource
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 
 import lmdb
 import pytest
 from helpers.log_servers import LOGLET, ME, open_store, placed
-from helpers.page_cache import cached_pages, let_go, skip_unless_pages_are_let_go, write_synced
+from helpers.page_cache import cached_pages, let_go, skip_unless_pages_are_let_go
 
-from loglet.lmdb_file import LmdbFile, large_value
-from loglet.store import DropBatches, PutBatch, PutLoglet
+from loglet.lmdb_file import LmdbFile, keys_to_end_of_leaf, large_value
+from loglet.store import DropBatches, LogStore, PutBatch, PutLoglet
 from sharedlog.batch import parse_placement
 from sharedlog.ids import Offset
 from sharedlog.limits import MIB
@@ -52,59 +56,43 @@ def test_a_large_value_is_found_without_a_look_at_it(tmp_path: Path) -> None:
         file.close()
 
 
-def test_within_page_by_page_a_map_reads_no_more_than_what_is_touched(tmp_path: Path) -> None:
-    path = tmp_path / "data"
-    write_synced(path, 64 * mmap.PAGESIZE)
-    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ):
-        file = LmdbFile(path)
-        assert not is_read_by_page(path)
-        with file.page_by_page():
-            with file.page_by_page():
-                assert is_read_by_page(path)
-            assert is_read_by_page(path), "somebody wants it yet"
-        assert not is_read_by_page(path)
-        file.close()
+def test_keys_are_told_a_leaf_at_a_time(tmp_path: Path) -> None:
+    """From wherever one begins, and whatever lies between the keys."""
+    rng = Random(1)
+    with lmdb.open(str(tmp_path), map_size=64 * MIB, lib_version=0) as env:
+        page_bytes: int = env.stat()["psize"]
+        every = sorted({rng.randbytes(rng.choice([1, 2, 7, 29, 300])) for _ in range(900)})
+        with env.begin(write=True) as txn:
+            for key in rng.sample(every, len(every)):
+                assert txn.put(key, bytes(rng.choice([0, 3, 900, 5_000])))
+            for key in every[::7]:
+                assert txn.delete(key)
+        left = [key for key in every if key not in every[::7]]
+        leaves = set()
+        with env.begin(buffers=True) as reading, reading.cursor() as cursor:
+            for at, key in enumerate(left):
+                assert cursor.set_key(key)
+                found = keys_to_end_of_leaf(cursor.key(), page_bytes)
+                assert found == left[at : at + len(found)]
+                leaves.add(found[-1])
+        assert len(leaves) == env.stat()["leaf_pages"] > 50
 
 
-def is_read_by_page(path: Path) -> bool:
-    """Whether this process's one map of the file is advised so."""
-    maps = Path("/proc/self/smaps").read_text().split(str(path.resolve()))
-    assert len(maps) == 2
-    [flags] = [it for it in maps[1].splitlines() if it.startswith("VmFlags:")][:1]
-    return "rr" in flags.split()
-
-
-async def test_a_large_batch_is_read_at_once_while_something_is_deleted(tmp_path: Path) -> None:
-    """The map is advised for deletions then: page by page it would take a fault for each."""
-    skip_unless_pages_are_let_go(tmp_path)
+def test_a_map_of_a_store_reads_no_more_than_what_is_touched(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    batch = placed(0, record_bytes=4 * MIB)
-    placement = parse_placement(batch)
-    await store.commit([PutLoglet(LOGLET, Offset(0), ME, False, Offset(0))])
-    await store.commit([PutBatch(LOGLET, placement.first, placement.end, batch)])
-    await store.close()
-    path = tmp_path / "data.mdb"
-    store = open_store(tmp_path)
-    file = LmdbFile(path)
-    file.let_go(0, path.stat().st_size)
     try:
-        with file.page_by_page():
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
-            found = await store.read(LOGLET, Offset(0), Offset(1), max_bytes=MIB)
-            waits = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - before
-        assert found == [(0, batch)]
-        assert waits < len(batch) // mmap.PAGESIZE // 4
+        maps = Path("/proc/self/smaps").read_text().split(str((tmp_path / "data.mdb").resolve()))
+        [flags] = [it for it in maps[1].splitlines() if it.startswith("VmFlags:")][:1]
+        assert "rr" in flags.split()
     finally:
-        file.close()
-        await store.close()
+        asyncio.run(store.close())
 
 
-@pytest.mark.parametrize("record_bytes", [300, 400_000])
-async def test_what_is_to_be_deleted_is_not_read_again(tmp_path: Path, record_bytes: int) -> None:
-    """Of a large batch its first page, which LMDB looks at; of small ones their leaves."""
+@asynccontextmanager
+async def store_on_disk(tmp_path: Path, batches: Sequence[bytes]) -> AsyncGenerator[LogStore]:
+    """A store with these batches, one in each commit, and nothing of it in memory."""
     skip_unless_pages_are_let_go(tmp_path)
     store = open_store(tmp_path)
-    batches = [placed(at, record_bytes=record_bytes) for at in range(40)]
     await store.commit([PutLoglet(LOGLET, Offset(0), ME, False, Offset(0))])
     for batch in batches:
         placement = parse_placement(batch)
@@ -112,8 +100,78 @@ async def test_what_is_to_be_deleted_is_not_read_again(tmp_path: Path, record_by
     await store.close()
     store = open_store(tmp_path)
     try:
-        path = tmp_path / "data.mdb"
-        let_go(path)
+        let_go(tmp_path / "data.mdb")
+        yield store
+    finally:
+        await store.close()
+
+
+def waits_for_the_disk() -> int:
+    """How often this process has waited for a page so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+
+
+async def test_a_large_batch_is_read_at_once(tmp_path: Path) -> None:
+    """Page by page it would take a wait for each."""
+    batch = placed(0, record_bytes=4 * MIB)
+    async with store_on_disk(tmp_path, [batch]) as store:
+        before = waits_for_the_disk()
+        found = await store.read(LOGLET, Offset(0), Offset(1), max_bytes=MIB)
+        waits = waits_for_the_disk() - before
+    assert found == [(0, batch)]
+    assert waits < len(batch) // mmap.PAGESIZE // 4
+
+
+async def test_small_batches_are_read_ahead(tmp_path: Path) -> None:
+    """Page by page it would take a wait for every ten of them."""
+    batches = [placed(at, record_bytes=300) for at in range(600)]
+    async with store_on_disk(tmp_path, batches) as store:
+        before = waits_for_the_disk()
+        found = await store.read(LOGLET, Offset(0), Offset(600), max_bytes=MIB)
+        waits = waits_for_the_disk() - before
+        pages = sum(cached_pages(tmp_path / "data.mdb"))
+    assert [batch for _, batch in found] == batches
+    assert waits < pages // 2
+
+
+async def test_a_look_at_keys_reads_no_batch(tmp_path: Path) -> None:
+    """Or each look for holes of the controller would read a store from its beginning to its end."""
+    batches = [placed(at, record_bytes=20_000) for at in range(400)]
+    path = tmp_path / "data.mdb"
+    async with store_on_disk(tmp_path, batches) as store:
+        before = sum(cached_pages(path))
+        found = await store.scan(
+            LOGLET, Offset(3), Offset(400), verify=False, max_batches=390, max_bytes=MIB
+        )
+        read = sum(cached_pages(path)) - before
+    assert [(it.first, it.end) for it in found] == [(at, at + 1) for at in range(3, 393)]
+    assert read < 40, "those of the tree, and a first page of a batch for each leaf"
+
+
+async def test_a_search_by_time_reads_a_page_of_each_batch_that_it_looks_at(tmp_path: Path) -> None:
+    batches = [placed(at, record_bytes=400_000, timestamp_ms=1_000 + at) for at in range(40)]
+    path = tmp_path / "data.mdb"
+    async with store_on_disk(tmp_path, batches) as store:
+        before = sum(cached_pages(path))
+        found = await store.find_time(LOGLET, Offset(0), Offset(40), 1_020)
+        assert sum(cached_pages(path)) - before < 30
+    assert parse_placement(found.after).first == 20
+
+
+async def test_a_start_reads_a_page_of_the_last_batch(tmp_path: Path) -> None:
+    path = tmp_path / "data.mdb"
+    async with store_on_disk(tmp_path, [placed(0, record_bytes=4 * MIB)]) as store:
+        before = sum(cached_pages(path))
+        assert [it.local_tail for it in store.loglets()] == [1]
+        assert sum(cached_pages(path)) - before < 10
+
+
+@pytest.mark.parametrize("record_bytes", [300, 400_000])
+async def test_what_is_to_be_deleted_is_not_read_again(tmp_path: Path, record_bytes: int) -> None:
+    """Of a large batch its first page, which LMDB looks at; of small ones their leaves."""
+    batches = [placed(at, record_bytes=record_bytes) for at in range(40)]
+    path = tmp_path / "data.mdb"
+    async with store_on_disk(tmp_path, batches) as store:
         before = sum(cached_pages(path))
         found = await store.find_trimmed(LOGLET, Offset(40), max_batches=30, max_bytes=64 * MIB)
         assert found == DropBatches(LOGLET, Offset(30), 30, sum(map(len, batches[:30])))
@@ -123,5 +181,3 @@ async def test_what_is_to_be_deleted_is_not_read_again(tmp_path: Path, record_by
         assert sum(cached_pages(path)) - before <= 80, "with what the commit has written"
         left = await store.read(LOGLET, Offset(0), Offset(99), max_bytes=64 * MIB)
         assert [first for first, _ in left] == list(range(30, 40))
-    finally:
-        await store.close()
