@@ -19,6 +19,7 @@ library for S3, that is there from the start, and what comes with the work.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from typing import Any, Final
 
 from sharedlog.benchmark.append import AckWatcher, AppendPlan, OpenRun, make_value
 from sharedlog.benchmark.histogram import Histogram
-from sharedlog.benchmark.report import Recorder, describe_machine
+from sharedlog.benchmark.report import Recorder, describe_machine, stolen_seconds
 from sharedlog.benchmark.target import Target, TargetPlan, open_target
 from sharedlog.limits import MIB
 
@@ -65,10 +66,10 @@ class ArchivePlan:
     mb_per_s: float = 50.0
     """Megabytes (10^6) of record values appended per second."""
     record_bytes: int = 1024
-    seconds: float = 10.0
+    seconds: float = 5.0
     """Of each turn of appending."""
     warm_up_s: float = 2.0
-    rounds: int = 3
+    rounds: int = 9
     object_mib: int = 32
     reads: int = 50
     """First records."""
@@ -92,10 +93,11 @@ class _Side:
     start_mb: float = 0.0  # memory of the node that had most of it, before anything was done
     rss_mb: dict[str, float] = field(default_factory=dict)  # by node, the most so far
     cpu_s: float = 0.0  # of all nodes while they were appended to
+    stolen: list[float] = field(default_factory=list)  # 0 to 1 of the processors, by their host
 
     def forget(self) -> None:
         """What was seen of appends so far does not count."""
-        for seen in (self.p50_ms, self.p99_ms, self.mb_per_s, self.lag_mb):
+        for seen in (self.p50_ms, self.p99_ms, self.mb_per_s, self.lag_mb, self.stolen):
             seen.clear()
         self.cpu_s = 0.0
 
@@ -242,6 +244,7 @@ class _Bench:
             rate=rate,
         )
         lags: list[float] = []
+        began_s, stolen_s = target.clock.monotonic_s(), stolen_seconds()
         async with asyncio.TaskGroup() as group:
             watching = None
             if side is self._archived:
@@ -255,6 +258,8 @@ class _Bench:
             if watching is not None:
                 watching.cancel()
                 side.lag_mb.append([*lags, await self._lag_mb()])
+        turn_s = (target.clock.monotonic_s() - began_s) * (os.cpu_count() or 1)
+        side.stolen.append((stolen_seconds() - stolen_s) / turn_s)
         side.look()
         side.cpu_s += sum(it.cpu_s for it in target.sampler.usages if it.name != "client")
         recorder.finish()
@@ -305,9 +310,12 @@ class _Bench:
                 "p50_ms_median": round(median(side.p50_ms), 2),
                 "p99_ms_median": round(median(side.p99_ms), 2),
                 "cpu_s": round(side.cpu_s, 1),
+                "stolen_percent": _rounded([100 * it for it in side.stolen]),
             }
         found["p99_ratios"] = _rounded(pairs)
         found["p99_ratio"] = round(median(pairs), 3)
+        medians = median(self._archived.p99_ms) / median(self._plain.p99_ms)
+        found["p99_ratio_of_medians"] = round(medians, 3)
         return found
 
     # Reading.

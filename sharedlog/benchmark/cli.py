@@ -295,7 +295,7 @@ def exactly_once(settings: Settings, /, **asked: Any) -> None:
 @bench.command(
     cls=ExamplesCommand,
     examples="""
-sharedlog bench archive                           into a folder; some three minutes
+sharedlog bench archive                           into a folder; some five minutes
 sharedlog bench archive --rounds 1 --seconds 5 --json
 sharedlog bench archive --archive s3://bench/run1 --endpoint http://127.0.0.1:7480
 """,
@@ -315,8 +315,8 @@ sharedlog bench archive --archive s3://bench/run1 --endpoint http://127.0.0.1:74
     help="Megabytes (10^6) of records that are appended per second.",
 )
 @click.option("--record-bytes", type=_RECORD_BYTES, default=1024, show_default=True)
-@click.option("--seconds", type=_SECONDS, default=10.0, show_default=True, help="Of each turn.")
-@click.option("--rounds", type=click.IntRange(1, 1_000), default=3, show_default=True)
+@click.option("--seconds", type=_SECONDS, default=5.0, show_default=True, help="Of each turn.")
+@click.option("--rounds", type=click.IntRange(1, 1_000), default=9, show_default=True)
 @click.option(
     "--object-mib",
     type=click.IntRange(1, 1024),

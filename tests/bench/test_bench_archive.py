@@ -37,6 +37,8 @@ async def test_a_short_run_measures_everything(tmp_path: Path) -> None:
     said: list[str] = []
     found = await run_archive(plan, said.append)
     assert found["append"]["p99_ratio"] > 0
+    assert found["append"]["p99_ratio_of_medians"] > 0
+    assert all(0 <= it <= 100 for it in found["append"]["archived"]["stolen_percent"])
     assert found["first_record_ms"]["n"] == 3
     assert found["catch_up"]["mb"] >= 1
     assert found["catch_up"]["ratio"] > 0
