@@ -44,6 +44,8 @@ FORMAT_VERSION: Final = 2  # 1 had placements of version 1
 
 _LOGLET_KEY: Final = struct.Struct(">cQI")
 _BATCH_KEY: Final = struct.Struct(">cQIQI")
+_BATCH_RANGE: Final = struct.Struct(">QI")  # its last two
+_OWNER_BYTES: Final = _BATCH_KEY.size - _BATCH_RANGE.size
 # crc32c of key and rest · version · flags · base · local start · generation; in version 2 the
 # segment's end, as it was told; in version 3 the end, or 0 without its flag, and the last
 # timestamp; then the node's name
@@ -179,15 +181,27 @@ def batch_last_key(loglet: LogletId) -> bytes:
     )
 
 
-def decode_batch_key(key: bytes) -> tuple[LogletId, Offset, Offset]:
-    """Loglet, first and end of a batch.
+def batch_owner(loglet: LogletId) -> bytes:
+    """With what the keys of a loglet's batches begin, and no others."""
+    return batch_first_key(loglet)[:_OWNER_BYTES]
+
+
+def decode_batch_range(key: bytes) -> tuple[Offset, Offset]:
+    """First and end of a batch.
 
     Raises:
         StoreFailed: not a batch's key.
     """
     if len(key) != _BATCH_KEY.size or key[:1] != BATCH_PREFIX:
         raise StoreFailed(f"a batch's key is damaged: {key.hex()}")
-    _, log_id, segment_index, end, count = _BATCH_KEY.unpack(key)
+    end, count = _BATCH_RANGE.unpack_from(key, _OWNER_BYTES)
     if not 0 < count <= end:
         raise StoreFailed(f"a batch's key is damaged: {key.hex()}")
-    return LogletId(LogId(log_id), segment_index), Offset(end - count), Offset(end)
+    return Offset(end - count), Offset(end)
+
+
+def decode_batch_key(key: bytes) -> tuple[LogletId, Offset, Offset]:
+    """Loglet, first and end of a batch. Raises as `decode_batch_range`."""
+    first, end = decode_batch_range(key)
+    _, log_id, segment_index, _, _ = _BATCH_KEY.unpack(key)
+    return LogletId(LogId(log_id), segment_index), first, end

@@ -11,7 +11,7 @@ from typing import Any
 
 from loglet import keys
 from loglet.held import restored
-from loglet.lmdb_file import LmdbFile, keys_to_end_of_leaf, large_value
+from loglet.lmdb_file import Entry, LmdbFile, Reading
 from loglet.store import DropBatches, LogletState, PutLoglet, PutRepaired, Write
 from sharedlog.batch import HEADERS_BYTES
 from sharedlog.errors import StoreFailed
@@ -30,8 +30,7 @@ def put(txn: Any, write: Write) -> None:
         return
     if isinstance(write, DropBatches):
         with txn.cursor() as cursor:
-            for _ in walk_ended(cursor, write.loglet, write.end, delete=True):
-                pass
+            _delete_ended(cursor, write.loglet, write.end)
         return
     key = keys.batch_key(write.loglet, write.first, write.end)
     overwrite = isinstance(write, PutRepaired) and write.overwrites
@@ -40,59 +39,42 @@ def put(txn: Any, write: Write) -> None:
 
 
 def walk(
-    cursor: Any, loglet: LogletId, start: Offset, end: Offset
-) -> Iterator[tuple[Offset, Offset]]:
-    """Step through the batches that overlap [start, end): first and end of each, by its key."""
-    more = cursor.set_range(keys.batch_seek_key(loglet, start))
-    while more and cursor.key()[:1] == keys.BATCH_PREFIX:
-        owner, first, last = keys.decode_batch_key(bytes(cursor.key()))
-        if owner != loglet or first >= end:
-            break
-        yield first, last
-        more = cursor.next()
+    reading: Reading, loglet: LogletId, start: Offset, end: Offset
+) -> Iterator[tuple[Offset, Offset, Entry]]:
+    """Step through the batches that overlap [start, end): first and end of each, and where it is.
 
-
-def walk_keys(
-    cursor: Any, file: LmdbFile, loglet: LogletId, start: Offset, end: Offset
-) -> Iterator[tuple[Offset, Offset]]:
-    """The same a leaf of the tree at a time, for who looks at no value.
-
-    The cursor must be one of a reading transaction, with `buffers`.
+    By keys alone. Raises `StoreFailed`.
     """
-    reading = file.reading()
-    more = cursor.set_range(keys.batch_seek_key(loglet, start))
-    while more:
-        if large_value(cursor.key()) is None:
-            reading.leaf(cursor.key())  # the next one is near: there are small batches between
-        found = keys_to_end_of_leaf(cursor.key(), file.page_bytes)
-        for key in found:
-            if key[:1] != keys.BATCH_PREFIX:
-                return
-            owner, first, last = keys.decode_batch_key(key)
-            if owner != loglet or first >= end:
-                return
-            yield first, last
-        more = cursor.set_range(found[-1] + b"\0")
+    owner = keys.batch_owner(loglet)
+    for entry in reading.entries(keys.batch_seek_key(loglet, start)):
+        if not entry.key.startswith(owner):
+            break
+        first, last = keys.decode_batch_range(entry.key)
+        if first >= end:
+            break
+        yield first, last, entry
 
 
-def walk_ended(
-    cursor: Any, loglet: LogletId, below: Offset, *, delete: bool = False
-) -> Iterator[Offset]:
+def walk_ended(reading: Reading, loglet: LogletId, below: Offset) -> Iterator[tuple[Offset, Entry]]:
     """Step through the batches that end at or below `below`, in order: the end of each.
 
-    With `delete` each of them is gone once the next is asked for.
+    Raises `StoreFailed`.
     """
+    for _, end, entry in walk(reading, loglet, Offset(0), below):
+        if end > below:
+            break
+        yield end, entry
+
+
+def _delete_ended(cursor: Any, loglet: LogletId, below: Offset) -> None:
+    """Delete the batches that end at or below `below`."""
     more = cursor.set_range(keys.batch_first_key(loglet))
     while more and cursor.key()[:1] == keys.BATCH_PREFIX:
         owner, _, end = keys.decode_batch_key(bytes(cursor.key()))
         if owner != loglet or end > below:
             break
-        yield end
-        if delete:
-            cursor.delete()
-            more = bool(cursor.key())  # it stands on the next one now
-        else:
-            more = cursor.next()
+        cursor.delete()
+        more = bool(cursor.key())  # it stands on the next one now
 
 
 def read_loglets(env: Any, file: LmdbFile) -> list[LogletState]:
@@ -114,11 +96,11 @@ def _newest(
     cursor: Any, file: LmdbFile, loglet: LogletId
 ) -> Iterator[tuple[Offset, Offset, bytes]]:
     """First, end and fixed part of the loglet's batches, the last one first."""
-    values = file.values(cursor)
+    reading = file.reading(cursor)
     more = cursor.prev() if cursor.set_range(keys.batch_last_key(loglet)) else cursor.last()
     while more and cursor.key()[:1] == keys.BATCH_PREFIX:
         owner, first, end = keys.decode_batch_key(bytes(cursor.key()))
         if owner != loglet:
             break
-        yield first, end, values.beginning(HEADERS_BYTES)
+        yield first, end, reading.beginning(reading.here(), HEADERS_BYTES)
         more = cursor.prev()

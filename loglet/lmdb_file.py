@@ -1,16 +1,17 @@
-"""LMDB's file beside its map: how large a value is, and how what is read gets into memory.
+"""LMDB's file beside its map: keys with the places of their values, and values read by place.
 
-**Why.** The binding touches all of a value before it tells how large it is, and LMDB (that of the
-binding's wheels) looks at a large value's first page whenever a cursor gets to its key. So who asks
-only for keys, or only deletes, would read from the disk what he never looks at: a look at the keys
-of a large store, all of its batches.
+**Why.** LMDB (that of the binding's wheels) looks at a large value's first page whenever a cursor
+gets to its key, and the binding touches all of a value before it tells how large it is. So who asks
+only for keys or sizes would read from the disk what he never looks at: a look at the keys of a
+large store, all of its batches. Here a leaf of the tree is taken apart as a whole, which says where
+its values are.
 
 And the kernel reads the surroundings of a page that is read through the map, which on some disks
-are megabytes. Nobody knows better than we do what is wanted next, so the map is opened without
-that, and what will be read is asked for: a large value as a whole, and what lies behind small ones.
+are megabytes. Nobody knows better than we do what is wanted next, so map and file are read without
+that, and what will be read is asked for.
 
 The layout of pages and nodes is that of LMDB 0.9's file format: `struct MDB_page` and `MDB_node` in
-its `mdb.c`.
+its `mdb.c`. What is told is that of a reading transaction: LMDB writes to no page that one may see.
 """
 
 from __future__ import annotations
@@ -20,76 +21,48 @@ import mmap
 import os
 import struct
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from sharedlog.errors import StoreFailed
 from sharedlog.limits import KIB
+
+_PAGE_NUMBER: Final = struct.Struct("@N")
+_PAGE_HEAD: Final = struct.Struct(f"={'Q' if _PAGE_NUMBER.size == 8 else 'I'}2xHH2x")
+"""Of a page: its number, padding, flags, where the places of its nodes end, where free room does.
+As many bytes are before a value on pages of its own."""
+
+_IS_LEAF: Final = 0x02
+"""The only flag of a page with keys and values."""
 
 _NODE: Final = struct.Struct("=IHH")
 """Before each key of a leaf: the bytes of the value, flags, the bytes of the key."""
+_NODE_BYTES: Final = _NODE.size
 
 _ON_PAGES_OF_ITS_OWN: Final = 0x01
-"""The only flag of such a node; after the key comes the number of its first page."""
+"""The only flag of a node whose value is not beside its key; there is the number of a page."""
 
-_PAGE_NUMBER_BYTES: Final = ctypes.sizeof(ctypes.c_size_t)
-_PAGE_HEAD: Final = struct.Struct(f"={_PAGE_NUMBER_BYTES}xHHHH")
-"""Of a leaf: its number, padding, flags, where the places of its nodes end, where free room does.
-Before a value on pages of its own there are as many bytes."""
-
-_IS_LEAF: Final = 0x02
-"""The only flag, but for `_IS_DIRTY`, of a leaf that has keys and values."""
-
-_IS_DIRTY: Final = 0x10
-"""May be left on a page from when it was written."""
-
+_FADV_RANDOM: Final = getattr(os, "POSIX_FADV_RANDOM", 0)
 _FADV_WILLNEED: Final = getattr(os, "POSIX_FADV_WILLNEED", 0)
 _FADV_DONTNEED: Final = getattr(os, "POSIX_FADV_DONTNEED", 0)
+
+_ASK_BYTES_MIN: Final = 128 * KIB
+"""The kernel takes so much of what it is asked for at once, or a disk's `read_ahead_kb` if that is
+more, and forgets the rest."""
 
 _AHEAD_BYTES: Final = 512 * KIB
 """So far ahead of it a reader that goes on in order has the disk read."""
 
-_SMALL_ONES: Final = 8
-"""Small values between two looks at where they lie."""
 
+class Entry(NamedTuple):
+    """A key and its value, or where that is."""
 
-class LargeValue(NamedTuple):
-    """A value that is not beside its key."""
-
-    page: int  # the number of its first page
-    size: int  # bytes
-
-
-def large_value(key: memoryview) -> LargeValue | None:
-    """Where the value of this key lies; None if it lies beside its key.
-
-    `key` is what a cursor gives in a reading transaction with `buffers`: it points into the map.
-    """
-    address = _address(key)
-    size, flags, key_size = _NODE.unpack(ctypes.string_at(address - _NODE.size, _NODE.size))
-    if flags != _ON_PAGES_OF_ITS_OWN or key_size != len(key):
-        return None
-    page = ctypes.string_at(address + key_size, _PAGE_NUMBER_BYTES)
-    return LargeValue(int.from_bytes(page, sys.byteorder), size)
-
-
-def keys_to_end_of_leaf(key: memoryview, page_bytes: int) -> list[bytes]:
-    """This key and those behind it on the same leaf of the tree, in order; no value is looked at.
-
-    `key` is one as for `large_value`.
-    """
-    address = _address(key)
-    place = (address - _NODE.size) % page_bytes
-    leaf = ctypes.string_at(address - _NODE.size - place, page_bytes)
-    _, flags, nodes_end, _ = _PAGE_HEAD.unpack_from(leaf)
-    if flags & ~_IS_DIRTY != _IS_LEAF:
-        return [bytes(key)]
-    places = struct.unpack_from(f"={(nodes_end - _PAGE_HEAD.size) // 2}H", leaf, _PAGE_HEAD.size)
-    found = []
-    for at in places[places.index(place) :]:
-        start = at + _NODE.size
-        found.append(leaf[start : start + _NODE.unpack_from(leaf, at)[2]])
-    return found
+    key: bytes
+    size: int  # bytes of the value
+    place: int  # where in the file the value begins
+    beside: bytes | None  # the value, if it lies beside its key
 
 
 class LmdbFile:
@@ -99,6 +72,8 @@ class LmdbFile:
         self.page_bytes = page_bytes
         self._maps = _maps_of(path)
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._ask_bytes = _ask_bytes(self._descriptor)
+        self._advise(0, 0, _FADV_RANDOM)
 
     def close(self) -> None:
         """Let go of the file. Again is nothing."""
@@ -106,33 +81,60 @@ class LmdbFile:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def values(self, cursor: Any) -> Values:
-        """The values that a cursor of a reading transaction with `buffers` steps over."""
-        return Values(self, cursor)
+    def reading(self, cursor: Any) -> Reading:
+        """What a cursor of a reading transaction with `buffers` sees."""
+        return Reading(self, cursor)
 
-    def beginning(self, value: LargeValue, size: int) -> bytes:
-        """The first `size` bytes of a value; the rest stays where it is."""
-        start = value.page * self.page_bytes + _PAGE_HEAD.size
-        return os.pread(self._descriptor, min(size, value.size), start)
+    def leaf(self, key: memoryview) -> tuple[int, list[Entry]]:
+        """Where the leaf begins that has this key, and what it has from that key on, in order.
 
-    def reading(self) -> Reading:
-        """Of one reader."""
-        return Reading(self)
+        `key` is what a cursor gives in a reading transaction with `buffers`: it points into the
+        map.
 
-    def place_of(self, key: memoryview) -> int | None:
-        """Where in the file the page begins that has this key; None if nobody knows.
-
-        `key` is one as for `large_value`.
+        Raises:
+            StoreFailed: it is none of LMDB 0.9's.
         """
-        address = _address(key)
-        for first, end in self._maps:
-            if first <= address < end:
-                return (address - first) // self.page_bytes * self.page_bytes
-        return None
+        address = _address(key) - _NODE_BYTES
+        base = next((first for first, end in self._maps if first <= address < end), 0)
+        place = (address - base) // self.page_bytes * self.page_bytes
+        leaf = ctypes.string_at(base + place, self.page_bytes)
+        number, flags, nodes_end = _PAGE_HEAD.unpack_from(leaf)
+        if flags != _IS_LEAF or (base and number * self.page_bytes != place):
+            raise StoreFailed(
+                f"page {place // self.page_bytes} of the store is no leaf of LMDB 0.9"
+            )
+        nodes = struct.unpack_from(f"={(nodes_end - _PAGE_HEAD.size) // 2}H", leaf, _PAGE_HEAD.size)
+        found = []
+        for at in nodes[nodes.index(address - base - place) :]:
+            size, flags, key_size = _NODE.unpack_from(leaf, at)
+            start = at + _NODE_BYTES
+            end = start + key_size
+            if not flags:
+                beside = leaf[end : end + size]
+                found.append(Entry(leaf[start:end], size, place + end, beside))
+            elif flags == _ON_PAGES_OF_ITS_OWN:
+                (page,) = _PAGE_NUMBER.unpack_from(leaf, end)
+                value = page * self.page_bytes + _PAGE_HEAD.size
+                found.append(Entry(leaf[start:end], size, value, None))
+            else:
+                raise StoreFailed(f"page {number} of the store has what no log server writes")
+        return place, found
 
-    def advise_wanted(self, first: int, end: int) -> None:
+    def read(self, place: int, size: int) -> bytes:
+        """So many bytes from there on.
+
+        Raises:
+            OSError: the disk failed. StoreFailed: there are fewer.
+        """
+        data = os.pread(self._descriptor, size, place)
+        if len(data) != size:
+            raise StoreFailed(f"the store's file ends at {place + len(data)}, within a batch")
+        return data
+
+    def ask_for(self, first: int, end: int) -> None:
         """Bytes [first, end) will be read soon: the disk should bring what is not in memory."""
-        self._advise(first, end - first, _FADV_WILLNEED)
+        for at in range(first, end, self._ask_bytes):
+            self._advise(at, min(self._ask_bytes, end - at), _FADV_WILLNEED)
 
     def let_go(self, first: int, end: int) -> None:
         """Bytes [first, end), all synced, need not stay in memory; pages partly in it do.
@@ -159,74 +161,57 @@ class LmdbFile:
 
 
 class Reading:
-    """See `LmdbFile.reading`. What one reader has asked of the disk, and may find in memory soon.
+    """See `LmdbFile.reading`.
 
-    The first time that is what it reads alone. Then, as long as it goes on in order, some more.
-    """
-
-    def __init__(self, file: LmdbFile) -> None:
-        self._file = file
-        self._first = self._end = -1  # what was asked for
-
-    def of(self, first: int, size: int) -> None:
-        """So many bytes from `first` on are read now."""
-        end = first + size + -(first + size) % self._file.page_bytes
-        if not self._first <= first <= self._end + _AHEAD_BYTES or self._first < 0:
-            self._first = self._end = first  # the first time, or somewhere else
-            ahead = 0
-        elif end + _AHEAD_BYTES // 2 <= self._end:
-            return
-        else:
-            ahead = _AHEAD_BYTES
-        self._file.advise_wanted(max(first, self._end), end + ahead)
-        self._end = end + ahead
-
-    def leaf(self, key: memoryview) -> None:
-        """The leaf is read that has this key, one as for `large_value`."""
-        place = self._file.place_of(key)
-        if place is not None:
-            self.of(place, self._file.page_bytes)
-
-
-class Values:
-    """See `LmdbFile.values`. At each step `size`, and then perhaps `take`; or `beginning` alone.
-
-    Finding out about a large value costs some microseconds, as much as reading a small one. So
-    after a small one the next is taken for small, and is read even if it is not.
+    Asks the disk at first for what is read alone, and then, as long as it goes on in order, for
+    some more.
     """
 
     def __init__(self, file: LmdbFile, cursor: Any) -> None:
         self._file = file
         self._cursor = cursor
-        self._reading = file.reading()
-        self._small_bytes = file.page_bytes // 4  # up to so many it lies beside its key
-        self._may_be_large = True
-        self._at: LargeValue | memoryview = memoryview(b"")
-        self._small_ones = 0  # that were taken
+        self._first = self._end = -1  # what was asked for
 
-    def size(self) -> int:
-        """Bytes of the value that the cursor stands on."""
-        large = large_value(self._cursor.key()) if self._may_be_large else None
-        self._at = large or self._cursor.value()
-        size = large.size if large else len(self._at)
-        self._may_be_large = size > self._small_bytes
-        return size
+    def entries(self, start: bytes) -> Iterator[Entry]:
+        """From the first key at or above `start` on, in order. Raises `StoreFailed`."""
+        more = self._cursor.set_range(start)
+        while more:
+            place, found = self._file.leaf(self._cursor.key())
+            if found[0].beside is not None:
+                self._ask(place, self._file.page_bytes)  # the next leaf is near
+            yield from found
+            more = self._cursor.set_range(found[-1].key + b"\0")
 
-    def take(self) -> bytes:
-        """That value."""
-        if isinstance(self._at, LargeValue):
-            first = self._at.page * self._file.page_bytes
-            self._reading.of(first, _PAGE_HEAD.size + self._at.size)
-            return bytes(self._cursor.value())
-        self._small_ones += 1
-        if self._small_ones % _SMALL_ONES == 0:
-            self._reading.leaf(self._cursor.key())
-        return bytes(self._at)
+    def here(self) -> Entry:
+        """That on which the cursor stands. Raises `StoreFailed`."""
+        return self._file.leaf(self._cursor.key())[1][0]
 
-    def beginning(self, size: int) -> bytes:
-        """Up to `size` bytes of the value that the cursor stands on."""
-        large = large_value(self._cursor.key())
-        return self._file.beginning(large, size) if large else bytes(self._cursor.value()[:size])
+    def value(self, entry: Entry) -> bytes:
+        """All of it. Raises as `LmdbFile.read`."""
+        if entry.beside is not None:
+            return entry.beside
+        self._ask(entry.place, entry.size)
+        return self._file.read(entry.place, entry.size)
+
+    def beginning(self, entry: Entry, size: int) -> bytes:
+        """Up to `size` bytes of the value; the rest stays where it is. Raises as `value`."""
+        if entry.beside is not None:
+            return entry.beside[:size]
+        return self._file.read(entry.place, min(size, entry.size))
+
+    def _ask(self, first: int, size: int) -> None:
+        """So many bytes from `first` on are read now."""
+        end = first + size + -(first + size) % self._file.page_bytes
+        if self._first < 0 or not self._first <= first <= self._end + _AHEAD_BYTES:
+            self._first = self._end = first  # the first time, or somewhere else
+            ahead = 0
+        elif end + _AHEAD_BYTES // 2 <= self._end:
+            return
+        else:
+            self._first = first if first > self._end else self._first
+            ahead = _AHEAD_BYTES
+        self._file.ask_for(max(first, self._end), end + ahead)
+        self._end = end + ahead
 
 
 def _address(view: memoryview) -> int:
@@ -254,6 +239,16 @@ class _Buffer(ctypes.Structure):
         ("suboffsets", ctypes.c_void_p),
         ("internal", ctypes.c_void_p),
     )
+
+
+def _ask_bytes(descriptor: int) -> int:
+    """How much of a file may be asked for at once."""
+    device = os.fstat(descriptor).st_dev
+    told = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    try:
+        return max(_ASK_BYTES_MIN, int(told.read_text()) * KIB)
+    except (OSError, ValueError):
+        return _ASK_BYTES_MIN
 
 
 def _maps_of(path: Path) -> list[tuple[int, int]]:

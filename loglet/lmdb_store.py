@@ -50,7 +50,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -60,7 +59,7 @@ from loglet import keys
 from loglet.config import LogServerConfig
 from loglet.group import BATCH_OVERHEAD_BYTES
 from loglet.held import verified
-from loglet.lmdb_batches import put, read_loglets, walk, walk_ended, walk_keys
+from loglet.lmdb_batches import put, read_loglets, walk, walk_ended
 from loglet.lmdb_file import LmdbFile
 from loglet.page_cache import PageCacheBound
 from loglet.store import (
@@ -202,7 +201,7 @@ class LmdbLogStore:
         """See `LogStore.loglets`."""
         try:
             return read_loglets(self._env, self._file)
-        except lmdb.Error as error:
+        except (lmdb.Error, OSError) as error:
             raise StoreFailed(f"reading the store failed: {error}") from error
 
     async def commit(self, writes: Sequence[Write]) -> None:
@@ -326,13 +325,13 @@ class LmdbLogStore:
         size = 0
         try:
             with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
-                values = self._file.values(cursor)
-                for first, _ in walk(cursor, loglet, start, end):
-                    size += values.size()
+                reading = self._file.reading(cursor)
+                for first, _, entry in walk(reading, loglet, start, end):
+                    size += entry.size
                     if found and size > max_bytes:
                         break
-                    found.append((first, values.take()))
-        except lmdb.Error as error:
+                    found.append((first, reading.value(entry)))
+        except (lmdb.Error, OSError) as error:
             raise StoreFailed(f"reading the store failed: {error}") from error
         return found
 
@@ -350,16 +349,18 @@ class LmdbLogStore:
         size = 0
         try:
             with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
-                if max_bytes is None:
-                    by_key = walk_keys(cursor, self._file, loglet, start, end)
-                    return [HeldBatch(*it, b"") for it in islice(by_key, max_batches)]
-                values = self._file.values(cursor)
-                for first, last in islice(walk(cursor, loglet, start, end), max_batches):
-                    size += values.size()
-                    if found and size > max_bytes:
+                reading = self._file.reading(cursor)
+                for first, last, entry in walk(reading, loglet, start, end):
+                    if max_bytes is None:
+                        found.append(HeldBatch(first, last, b""))
+                    else:
+                        size += entry.size
+                        if found and size > max_bytes:
+                            break
+                        found.append(verified(loglet, first, last, reading.value(entry)))
+                    if len(found) >= max_batches:
                         break
-                    found.append(verified(loglet, first, last, values.take()))
-        except lmdb.Error as error:
+        except (lmdb.Error, OSError) as error:
             raise StoreFailed(f"reading the store failed: {error}") from error
         return found
 
@@ -375,13 +376,13 @@ class LmdbLogStore:
         end = below
         try:
             with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
-                values = self._file.values(cursor)
-                for last in walk_ended(cursor, loglet, below):
-                    its_size = values.size()
-                    if batches and (size + its_size > max_bytes or batches >= max_batches):
+                reading = self._file.reading(cursor)
+                for last, entry in walk_ended(reading, loglet, below):
+                    if batches and (size + entry.size > max_bytes or batches >= max_batches):
                         break
-                    batches, size, end = batches + 1, size + its_size, last
-        except lmdb.Error as error:
+                    batches, size, end = batches + 1, size + entry.size, last
+                    reading.beginning(entry, 1)  # the writer will look at that page
+        except (lmdb.Error, OSError) as error:
             raise StoreFailed(f"reading the store failed: {error}") from error
         return DropBatches(loglet, end, batches, size) if batches else None
 
@@ -391,14 +392,14 @@ class LmdbLogStore:
         """On a reader's thread."""
         try:
             with self._env.begin(buffers=True) as txn, txn.cursor() as cursor:
-                values = self._file.values(cursor)
+                reading = self._file.reading(cursor)
 
                 def step(first: Offset, last: Offset) -> Iterator[tuple[Offset, Offset, bytes]]:
-                    for its_first, its_end in walk(cursor, loglet, first, last):
-                        yield its_first, its_end, values.beginning(HEADERS_BYTES)
+                    for its_first, its_end, entry in walk(reading, loglet, first, last):
+                        yield its_first, its_end, reading.beginning(entry, HEADERS_BYTES)
 
                 return find_neighbours(step, loglet, start, end, timestamp_ms)
-        except lmdb.Error as error:
+        except (lmdb.Error, OSError) as error:
             raise StoreFailed(f"reading the store failed: {error}") from error
 
 

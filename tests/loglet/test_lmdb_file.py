@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import mmap
+import os
 import resource
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,69 +16,90 @@ from random import Random
 import lmdb
 import pytest
 from helpers.log_servers import LOGLET, ME, open_store, placed
-from helpers.page_cache import cached_pages, let_go, skip_unless_pages_are_let_go
+from helpers.page_cache import (
+    cached_pages,
+    cached_share,
+    let_go,
+    skip_unless_pages_are_let_go,
+    write_synced,
+)
 
-from loglet.lmdb_file import LmdbFile, keys_to_end_of_leaf, large_value
+from loglet.lmdb_file import LmdbFile
 from loglet.store import DropBatches, LogStore, PutBatch, PutLoglet
 from sharedlog.batch import parse_placement
+from sharedlog.errors import StoreFailed
 from sharedlog.ids import Offset
 from sharedlog.limits import MIB
 
 
-def test_a_large_value_is_found_without_a_look_at_it(tmp_path: Path) -> None:
+def test_a_leaf_tells_its_keys_and_where_their_values_are(tmp_path: Path) -> None:
+    """From wherever one begins, whatever lies between the keys, and without a look at values."""
+    rng = Random(1)
     path = tmp_path / "data.mdb"
     with lmdb.open(str(tmp_path), map_size=64 * MIB, lib_version=0) as env:
         page_bytes: int = env.stat()["psize"]
-        beside = [0, 1, 7, 500, page_bytes // 4]
-        apart = [page_bytes // 2, page_bytes - 16, page_bytes - 15, 100_000, 3 * MIB + 1]
-        values = {
-            b"key %d" % size: (b"<%d>" % size).ljust(size, b".")[:size] for size in beside + apart
+        sizes = [0, 1, 7, 500, 900, page_bytes // 2, page_bytes - 16, page_bytes - 15, 100_000]
+        every = {
+            rng.randbytes(rng.choice([1, 2, 7, 29, 300])): rng.choice(sizes) for _ in range(900)
         }
         with env.begin(write=True) as txn:
-            for key, value in values.items():
-                assert txn.put(key, value)
-        stored = path.read_bytes()
-        file = LmdbFile(path, page_bytes=page_bytes)
-        with env.begin(buffers=True) as reading, reading.cursor() as cursor:
-            for key, value in values.items():
-                assert cursor.set_key(key)
-                large = large_value(cursor.key())
-                assert (large is None) == (len(value) in beside)
-                if large is not None:
-                    assert large.size == len(value)
-                    start = large.page * page_bytes + 16
-                    assert stored[start : start + large.size] == value
-                at = file.values(cursor)
-                assert at.size() == len(value)
-                assert at.take() == value
-            both = file.values(cursor)
-            for key in (*values, *reversed(values)):
-                assert cursor.set_key(key)
-                assert (both.size(), both.take()) == (len(values[key]), values[key])
-        file.close()
-        file.close()
-
-
-def test_keys_are_told_a_leaf_at_a_time(tmp_path: Path) -> None:
-    """From wherever one begins, and whatever lies between the keys."""
-    rng = Random(1)
-    with lmdb.open(str(tmp_path), map_size=64 * MIB, lib_version=0) as env:
-        page_bytes: int = env.stat()["psize"]
-        every = sorted({rng.randbytes(rng.choice([1, 2, 7, 29, 300])) for _ in range(900)})
-        with env.begin(write=True) as txn:
-            for key in rng.sample(every, len(every)):
-                assert txn.put(key, bytes(rng.choice([0, 3, 900, 5_000])))
-            for key in every[::7]:
+            for key, size in every.items():
+                assert txn.put(key, (b"%d" % len(key)).ljust(size, key[:1])[:size])
+            for key in sorted(every)[::7]:
                 assert txn.delete(key)
-        left = [key for key in every if key not in every[::7]]
+        left = [key for at, key in enumerate(sorted(every)) if at % 7]
+        file = LmdbFile(path, page_bytes=page_bytes)
         leaves = set()
         with env.begin(buffers=True) as reading, reading.cursor() as cursor:
             for at, key in enumerate(left):
                 assert cursor.set_key(key)
-                found = keys_to_end_of_leaf(cursor.key(), page_bytes)
-                assert found == left[at : at + len(found)]
-                leaves.add(found[-1])
+                leaf, found = file.leaf(cursor.key())
+                assert [it.key for it in found] == left[at : at + len(found)]
+                leaves.add(leaf)
+                value = bytes(cursor.value())
+                assert (found[0].size, found[0].beside in (None, value)) == (len(value), True)
+                assert file.read(found[0].place, len(value)) == value
+                assert file.reading(cursor).here() == found[0]
+                assert file.reading(cursor).value(found[0]) == value
+                assert file.reading(cursor).beginning(found[0], 5) == value[:5]
+            assert [it.key for it in file.reading(cursor).entries(b"")] == left
+            assert [it.key for it in file.reading(cursor).entries(left[70])] == left[70:]
         assert len(leaves) == env.stat()["leaf_pages"] > 50
+        file.close()
+        file.close()
+
+
+def test_what_is_no_leaf_is_not_taken_apart(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    write_synced(path, 4 * mmap.PAGESIZE)
+    with path.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as mapped:
+        file = LmdbFile(path)
+        for page in (b"x" * mmap.PAGESIZE, (7).to_bytes(8, "little") + b"\0\0\2\0\x12\0\x20\0"):
+            mapped[mmap.PAGESIZE : mmap.PAGESIZE + len(page)] = page
+            with (
+                memoryview(mapped) as whole,
+                whole[mmap.PAGESIZE + 100 :] as key,
+                pytest.raises(StoreFailed, match="page 1 "),
+            ):
+                file.leaf(key)
+        with pytest.raises(StoreFailed, match="ends at"):
+            file.read(3 * mmap.PAGESIZE, 2 * mmap.PAGESIZE)
+        file.close()
+
+
+def test_all_that_is_asked_for_comes(tmp_path: Path) -> None:
+    """The kernel forgets what lies beyond the largest request of a disk, some megabytes here."""
+    skip_unless_pages_are_let_go(tmp_path)
+    path = tmp_path / "data"
+    write_synced(path, 32 * MIB)
+    let_go(path)
+    file = LmdbFile(path)
+    file.ask_for(MIB, 31 * MIB)
+    until_s = time.monotonic() + 20
+    while (share := cached_share(path, MIB, 31 * MIB)) < 1 and time.monotonic() < until_s:
+        time.sleep(0.02)
+    assert share == 1
+    file.close()
 
 
 def test_a_map_of_a_store_reads_no_more_than_what_is_touched(tmp_path: Path) -> None:
@@ -132,6 +156,37 @@ async def test_small_batches_are_read_ahead(tmp_path: Path) -> None:
         pages = sum(cached_pages(tmp_path / "data.mdb"))
     assert [batch for _, batch in found] == batches
     assert waits < pages // 2
+
+
+async def test_large_batches_among_small_ones_are_read_at_once(tmp_path: Path) -> None:
+    batches = [placed(at, record_bytes=300 if at % 2 else 40_000) for at in range(20)]
+    async with store_on_disk(tmp_path, batches) as store:
+        before = waits_for_the_disk()
+        found = await store.read(LOGLET, Offset(0), Offset(20), max_bytes=MIB)
+        waits = waits_for_the_disk() - before
+    assert [batch for _, batch in found] == batches
+    assert waits < 20
+
+
+async def test_a_disk_that_fails_is_a_store_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "no good")
+
+    async with store_on_disk(tmp_path, [placed(0, record_bytes=40_000)]) as store:
+        monkeypatch.setattr(os, "pread", fail)
+        with pytest.raises(StoreFailed, match="no good"):
+            store.loglets()
+        with pytest.raises(StoreFailed, match="no good"):
+            await store.find_time(LOGLET, Offset(0), Offset(1), 0)
+        with pytest.raises(StoreFailed, match="no good"):
+            await store.read(LOGLET, Offset(0), Offset(1), max_bytes=1)
+        with pytest.raises(StoreFailed, match="no good"):
+            await store.find_trimmed(LOGLET, Offset(1), max_batches=1, max_bytes=1)
+        with pytest.raises(StoreFailed, match="no good"):
+            await store.scan(LOGLET, Offset(0), Offset(1), verify=True, max_batches=1, max_bytes=1)
+        monkeypatch.undo()
 
 
 async def test_a_look_at_keys_reads_no_batch(tmp_path: Path) -> None:
