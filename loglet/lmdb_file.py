@@ -21,7 +21,7 @@ import mmap
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -85,14 +85,14 @@ class LmdbFile:
         """What a cursor of a reading transaction with `buffers` sees."""
         return Reading(self, cursor)
 
-    def leaf(self, key: memoryview) -> tuple[int, list[Entry]]:
+    def leaf(self, key: memoryview) -> tuple[int, Iterator[Entry]]:
         """Where the leaf begins that has this key, and what it has from that key on, in order.
 
         `key` is what a cursor gives in a reading transaction with `buffers`: it points into the
         map.
 
         Raises:
-            StoreFailed: it is none of LMDB 0.9's.
+            StoreFailed: it is none of LMDB 0.9's; while it is stepped through, too.
         """
         address = _address(key) - _NODE_BYTES
         base = next((first for first, end in self._maps if first <= address < end), 0)
@@ -104,21 +104,23 @@ class LmdbFile:
                 f"page {place // self.page_bytes} of the store is no leaf of LMDB 0.9"
             )
         nodes = struct.unpack_from(f"={(nodes_end - _PAGE_HEAD.size) // 2}H", leaf, _PAGE_HEAD.size)
-        found = []
-        for at in nodes[nodes.index(address - base - place) :]:
+        return place, self._entries(leaf, place, nodes[nodes.index(address - base - place) :])
+
+    def _entries(self, leaf: bytes, place: int, nodes: Sequence[int]) -> Iterator[Entry]:
+        for at in nodes:
             size, flags, key_size = _NODE.unpack_from(leaf, at)
             start = at + _NODE_BYTES
             end = start + key_size
             if not flags:
-                beside = leaf[end : end + size]
-                found.append(Entry(leaf[start:end], size, place + end, beside))
+                yield Entry(leaf[start:end], size, place + end, leaf[end : end + size])
             elif flags == _ON_PAGES_OF_ITS_OWN:
                 (page,) = _PAGE_NUMBER.unpack_from(leaf, end)
                 value = page * self.page_bytes + _PAGE_HEAD.size
-                found.append(Entry(leaf[start:end], size, value, None))
+                yield Entry(leaf[start:end], size, value, None)
             else:
-                raise StoreFailed(f"page {number} of the store has what no log server writes")
-        return place, found
+                raise StoreFailed(
+                    f"page {place // self.page_bytes} of the store has what no log server writes"
+                )
 
     def read(self, place: int, size: int) -> bytes:
         """So many bytes from there on.
@@ -177,14 +179,17 @@ class Reading:
         more = self._cursor.set_range(start)
         while more:
             place, found = self._file.leaf(self._cursor.key())
-            if found[0].beside is not None:
+            entry = next(found)
+            if entry.beside is not None:
                 self._ask(place, self._file.page_bytes)  # the next leaf is near
-            yield from found
-            more = self._cursor.set_range(found[-1].key + b"\0")
+            yield entry
+            for entry in found:
+                yield entry
+            more = self._cursor.set_range(entry.key + b"\0")
 
     def here(self) -> Entry:
         """That on which the cursor stands. Raises `StoreFailed`."""
-        return self._file.leaf(self._cursor.key())[1][0]
+        return next(self._file.leaf(self._cursor.key())[1])
 
     def value(self, entry: Entry) -> bytes:
         """All of it. Raises as `LmdbFile.read`."""

@@ -53,7 +53,8 @@ def test_a_leaf_tells_its_keys_and_where_their_values_are(tmp_path: Path) -> Non
         with env.begin(buffers=True) as reading, reading.cursor() as cursor:
             for at, key in enumerate(left):
                 assert cursor.set_key(key)
-                leaf, found = file.leaf(cursor.key())
+                leaf, entries = file.leaf(cursor.key())
+                found = list(entries)
                 assert [it.key for it in found] == left[at : at + len(found)]
                 leaves.add(leaf)
                 value = bytes(cursor.value())
