@@ -3,8 +3,8 @@
 **Why.** LMDB (that of the binding's wheels) looks at a large value's first page whenever a cursor
 gets to its key, and the binding touches all of a value before it tells how large it is. So who asks
 only for keys or sizes would read from the disk what he never looks at: a look at the keys of a
-large store, all of its batches. Here a leaf of the tree is taken apart as a whole, which says where
-its values are.
+large store, all of its batches. Here a leaf of the tree is taken apart, which says where its values
+are.
 
 And the kernel reads the surroundings of a page that is read through the map, which on some disks
 are megabytes. Nobody knows better than we do what is wanted next, so map and file are read without
@@ -213,7 +213,8 @@ class Reading:
         elif end + _AHEAD_BYTES // 2 <= self._end:
             return
         else:
-            self._first = first if first > self._end else self._first
+            if first > self._end:
+                self._first = first  # what lies between was not asked for
             ahead = _AHEAD_BYTES
         self._file.ask_for(max(first, self._end), end + ahead)
         self._end = end + ahead

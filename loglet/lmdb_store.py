@@ -369,8 +369,8 @@ class LmdbLogStore:
     ) -> DropBatches | None:
         """On a reader's thread.
 
-        LMDB (that of the binding's wheels) looks at a large batch's first page when it steps over
-        it, as it does to free it. So the writer does not wait for the disk.
+        To free a large batch LMDB looks at its first page. That is read here, so that the writer
+        does not wait for the disk.
         """
         batches = size = 0
         end = below
@@ -381,7 +381,7 @@ class LmdbLogStore:
                     if batches and (size + entry.size > max_bytes or batches >= max_batches):
                         break
                     batches, size, end = batches + 1, size + entry.size, last
-                    reading.beginning(entry, 1)  # the writer will look at that page
+                    reading.beginning(entry, 1)
         except (lmdb.Error, OSError) as error:
             raise StoreFailed(f"reading the store failed: {error}") from error
         return DropBatches(loglet, end, batches, size) if batches else None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import mmap
 import os
 import resource
+import struct
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -24,7 +26,7 @@ from helpers.page_cache import (
     write_synced,
 )
 
-from loglet.lmdb_file import LmdbFile
+from loglet.lmdb_file import Entry, LmdbFile
 from loglet.store import DropBatches, LogStore, PutBatch, PutLoglet
 from sharedlog.batch import parse_placement
 from sharedlog.errors import StoreFailed
@@ -86,6 +88,37 @@ def test_what_is_no_leaf_is_not_taken_apart(tmp_path: Path) -> None:
         with pytest.raises(StoreFailed, match="ends at"):
             file.read(3 * mmap.PAGESIZE, 2 * mmap.PAGESIZE)
         file.close()
+
+
+def test_a_leaf_is_found_wherever_the_map_begins(tmp_path: Path) -> None:
+    """LMDB's page can be larger than the system's, to whose pages alone a map is aligned."""
+    path, page_bytes = tmp_path / "data", 4 * mmap.PAGESIZE
+    leaf = struct.pack("=Q2xHH2xH", 1, 2, 18, 5_000).ljust(5_000, b"-")
+    leaf += struct.pack("=IHH", 5, 0, 3) + b"keyvalue"
+    path.write_bytes(bytes(page_bytes) + leaf.ljust(page_bytes, b"-"))
+    spacers = []
+    with path.open("r+b") as opened:
+        while True:
+            mapped = mmap.mmap(opened.fileno(), 0)
+            first = ctypes.c_char.from_buffer(mapped)
+            address = ctypes.addressof(first)
+            del first
+            if address % page_bytes:
+                break
+            mapped.close()
+            spacers.append(mmap.mmap(-1, mmap.PAGESIZE))
+            assert len(spacers) < 1_000
+    file = LmdbFile(path, page_bytes=page_bytes)
+    with memoryview(mapped) as whole, whole[page_bytes + 5_008 : page_bytes + 5_011] as key:
+        assert bytes(key) == b"key"
+        place, found = file.leaf(key)
+        assert (place, list(found)) == (
+            page_bytes,
+            [Entry(b"key", 5, page_bytes + 5_011, b"value")],
+        )
+    file.close()
+    for it in (mapped, *spacers):
+        it.close()
 
 
 def test_all_that_is_asked_for_comes(tmp_path: Path) -> None:
