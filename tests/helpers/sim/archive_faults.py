@@ -69,17 +69,18 @@ async def archive_put_back(it: Nemesis) -> bool:
         return False
     record = it.budget.record()
     older = [found for found in watch.written(record.log_id) if found.end < record.archived_end]
-    newest = watch.newest(record.log_id)
-    if not older or newest is None:
+    if not older:
         return False
     # So old that nobody knows the chain from that time.
     chosen = it.draw.choice(older[: len(older) // 2 + 1])
-    key = manifest_key(newest.cluster_id, record.log_id)
+    key = manifest_key(chosen.cluster_id, record.log_id)
     watch.put(key, encode_manifest(key, chosen))
     try:
         await it.wait(least_s=0.5)
     finally:
-        if objects.objects[key].data == encode_manifest(key, chosen):
+        # Another may have put the same one back meanwhile, and the one before it be no more.
+        newest = watch.newest(record.log_id)
+        if newest is not None and objects.objects[key].data == encode_manifest(key, chosen):
             watch.put(key, encode_manifest(key, newest))
     return True
 
