@@ -152,18 +152,13 @@ class Replication:
     # What the links tell.
 
     def on_link_up(self, link: ReplicaLink) -> None:
-        """Bring those logs into step that have something in flight or a tail to find.
-
-        A server that has started again has forgotten the tail of the others, too: should no append
-        follow, it would never serve what was committed last.
-        """
+        """Bring those logs into step that have anything in them, or a tail to find."""
         for active, replica in self._on(link):
-            core = active.core
             effects = active.rounds.on_link_ready(replica)
-            if core.in_flight or effects:
+            if effects:  # the server must know the loglet before it can say whether it is sealed
                 self.bring_into_step(active)
-            elif core.committed_tail > core.base:
-                link.publish(core.loglet, core.committed_tail)
+            else:
+                self._bring_back(active)
             self.apply_tail(active, effects)
 
     def on_link_down(self, link: ReplicaLink) -> None:
@@ -173,9 +168,8 @@ class Replication:
 
     def on_link_room(self, link: ReplicaLink) -> None:
         """Bring those logs back into step that were skipped."""
-        for active, replica in self._on(link):
-            if active.core.in_flight and not active.core.in_step(replica):
-                self.bring_into_step(active)
+        for active, _ in self._on(link):
+            self._bring_back(active)
 
     def on_response(self, link: ReplicaLink, response: StoreResponse) -> None:
         """Stored ranges, refusals, confirmations."""
@@ -208,8 +202,7 @@ class Replication:
 
     def _on_pause_over(self, active: ActiveLoglet, replica: int) -> None:
         active.paused.discard(replica)
-        if active.core.in_flight:
-            self.bring_into_step(active)
+        self._bring_back(active)
 
     def _on_confirmed(self, use: _Use, confirmed: Confirmed) -> None:
         found = use.loglets.get(confirmed.loglet)
@@ -229,6 +222,17 @@ class Replication:
         return list(use.loglets.values()) if use is not None and use.link is link else ()
 
     # Effects.
+
+    def _bring_back(self, active: ActiveLoglet) -> None:
+        """A replica can be sent something again: bring it into step, unless nothing ever was.
+
+        A log that rests, too, for nobody but its sequencer opens a loglet: a server that never did
+        would lack all of it until the next append, were that years away (field note 31). And one
+        that has started again has forgotten the committed tail, and would not serve what was
+        committed last (field note 38).
+        """
+        if active.core.in_flight or active.core.committed_tail > active.core.base:
+            self.bring_into_step(active)
 
     def bring_into_step(self, active: ActiveLoglet) -> None:
         """Every replica that can be sent something and is not."""

@@ -276,6 +276,12 @@ class History:
         append.offset = offset
         self._end(append, Outcome.ACKED)
 
+    @property
+    def readable_end(self) -> int:
+        """Behind the last record that readers get and a client was told the place of, or 0."""
+        placed = [it.offset for it in self.appends if it.offset is not None and it.sets is None]
+        return max(placed, default=-1) + 1
+
     def failed(
         self,
         append: Append,

@@ -16,6 +16,9 @@ left it there.
 `check_durable` takes the disks' journals (simulator only): an acknowledged record was on a write
 quorum of disks by the time its client was told.
 
+`check_strength` is for a cluster that is well again and has had time: then every replica has all
+below the tail, and not a write quorum only (field note 31).
+
 The checks count by themselves and use nothing of what they check.
 """
 
@@ -29,7 +32,7 @@ from itertools import pairwise
 from helpers.history import Final, History, Outcome
 from helpers.history_log import Violation
 
-from sharedlog.batch import Record, decode_placed
+from sharedlog.batch import Record, decode_placed, parse_placement
 from sharedlog.errors import CorruptBatch
 
 
@@ -199,6 +202,25 @@ def check_durable(
             message = f"{append.value!r} at {append.offset} (segment {segment.index})"
             many = f"on {durable} of {segment.write_quorum} disks when it was acknowledged"
             found.append(Violation("early", f"{message} was {many}"))
+    return found
+
+
+def check_strength(segments: Sequence[SegmentCopies], tail: int) -> list[Violation]:
+    """Violations `strength`: a replica, with its disk, that lacks something below the tail.
+
+    Nothing is wanted of segments that were harmed: what they lack may be nowhere.
+    """
+    found = []
+    for segment in segments:
+        end = tail if segment.end is None else segment.end
+        wanted = set(range(max(segment.base, segment.trimmed), end))
+        for replica in () if segment.harmed else segment.replicas:
+            held = map(parse_placement, replica.batches)
+            lacks = wanted.difference(*(range(it.first, it.end) for it in held))
+            if lacks and not replica.lost:
+                where = f"segment {segment.index} [{segment.base}, {segment.end})"
+                what = f"{len(lacks)} offsets from {min(lacks)} to {max(lacks)}"
+                found.append(Violation("strength", f"{where}: {replica.node_id} lacks {what}"))
     return found
 
 

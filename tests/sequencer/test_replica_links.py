@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from random import Random
 
 from prometheus_client import CollectorRegistry
 
-from loglet.messages import Stored, StoreRefused, StoreRequest, StoreResponse
+from loglet.messages import CommittedTail, Stored, StoreRefused, StoreRequest, StoreResponse
 from loglet.wire import STORE
 from metadata.records import LogRecord, NodeRecord, Replica, Segment
 from sequencer.config import SequencerConfig
@@ -17,8 +18,8 @@ from sequencer.metrics import SequencerMetrics
 from sequencer.service import Sequencer
 from sharedlog.batch import encode_records, parse_placement
 from sharedlog.clock import SystemClock
-from sharedlog.errors import StoreReadOnly
-from sharedlog.ids import Generation, LogId, NodeId, Offset, SequencerId, StorageId
+from sharedlog.errors import StoreReadOnly, Unreachable
+from sharedlog.ids import Generation, LogId, LogletId, NodeId, Offset, SequencerId, StorageId
 from sharedlog.limits import BATCH_BYTES_MAX, MIB
 from sharedlog.rpc.loopback import Loopback, RoutingTransport
 from sharedlog.rpc.transport import ServerStream
@@ -28,15 +29,22 @@ CLOCK = SystemClock()
 
 
 class ScriptedServer:
-    """A log server without a store: acknowledges, refuses, or says nothing."""
+    """A log server without a store: acknowledges, refuses, says nothing, or is not there.
+
+    With `answers` cleared it answers what comes from then on when that is set again.
+    """
 
     def __init__(self) -> None:
         self.mode = "ack"
         self.requests: list[StoreRequest] = []
         self.streams = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
         self._broken = asyncio.Event()
 
     async def serve(self, stream: ServerStream[StoreResponse, StoreRequest]) -> None:
+        if self.mode == "away":
+            raise Unreachable("it is not there")
         self.streams += 1
         self._broken.clear()
         serving = asyncio.ensure_future(self._serve(stream))
@@ -53,6 +61,12 @@ class ScriptedServer:
     def batches(self) -> list[bytes]:
         return [placed for request in self.requests for placed in request.batches]
 
+    def opened(self) -> list[LogletId]:
+        return [it.loglet for request in self.requests for it in request.opens]
+
+    def told(self) -> list[CommittedTail]:
+        return [hint for request in self.requests for hint in request.committed]
+
     async def _serve(self, stream: ServerStream[StoreResponse, StoreRequest]) -> None:
         greeted = False
         while (request := await stream.receive()) is not None:
@@ -61,6 +75,11 @@ class ScriptedServer:
             if self.mode == "mute" and greeted:
                 continue
             greeted = True
+            await self.answers.wait()
+            if self.mode == "refuse":
+                answer.refused += [
+                    StoreRefused(it.loglet, it.base, StoreReadOnly("full")) for it in request.opens
+                ]
             for placed in request.batches:
                 it = parse_placement(placed)
                 if self.mode == "ack":
@@ -116,9 +135,10 @@ class Bench:
             metrics=SequencerMetrics(self.registry),
         )
 
-    async def append(self, size: int = 10) -> int:
+    async def append(self, size: int = 10, *, log_id: int = 7) -> int:
         batch = encode_records([(bytes(size), None, None)])
-        return (await self.sequencer.append(self.record, batch, timeout_s=10)).first
+        record = replace(self.record, log_id=LogId(log_id), name=f"orders {log_id}")
+        return (await self.sequencer.append(record, batch, timeout_s=10)).first
 
     def metric(self, name: str, node: str = "n3") -> float:
         found = self.registry.get_sample_value(f"sharedlog_sequencer_{name}", {"node": node})
@@ -212,5 +232,57 @@ async def test_a_server_that_comes_back_is_told_the_tail_although_nobody_appends
             for server in bench.servers:
                 while not any(request.committed for request in server.requests):
                     await CLOCK.sleep(0.005)
-        told = [hint for it in bench.servers[0].requests for hint in it.committed]
-        assert [hint.tail for hint in told] == [1]
+        assert [hint.tail for hint in bench.servers[0].told()] == [1]
+
+
+async def told_of(server: ScriptedServer, log_id: int, *, tail: int) -> None:
+    """The server has been asked to open the log's loglet, and told what is committed of it."""
+    loglet = LogletId(LogId(log_id), 0)
+    hint = CommittedTail(loglet, Offset(tail))
+    async with asyncio.timeout(10):
+        while loglet not in server.opened() or hint not in server.told():
+            await CLOCK.sleep(0.005)
+
+
+async def test_a_server_that_was_away_is_given_a_log_that_rests() -> None:
+    """Field note 31: nobody fills an open loglet at a server that never opened it, and the log may
+    rest for ever."""
+    async with running(SequencerConfig()) as bench:
+        late = bench.servers[2]
+        late.mode = "away"
+        await bench.append()
+        await bench.append(log_id=8)
+        await bench.append(log_id=8)
+        late.mode = "ack"
+        await told_of(late, 7, tail=1)
+        await told_of(late, 8, tail=2)
+        assert not late.batches(), "what it lacks is not the sequencer's to copy"
+
+
+async def test_a_server_that_could_not_open_a_log_is_asked_again() -> None:
+    """Not even a loglet's record had room; there is some later, and the log rests meanwhile."""
+    async with running(SequencerConfig(refused_retry_s=0.1)) as bench:
+        full = bench.servers[2]
+        full.mode = "refuse"
+        await bench.append()
+        async with asyncio.timeout(10):
+            while not full.opened():
+                await CLOCK.sleep(0.005)
+        full.mode = "ack"
+        full.requests.clear()
+        await told_of(full, 7, tail=1)
+
+
+async def test_a_server_that_was_behind_is_given_a_log_that_rests() -> None:
+    """One log's backlog left no room for another log's first batch."""
+    config = SequencerConfig(replica_bytes_max=BATCH_BYTES_MAX, silence_max_s=60.0)
+    async with running(config) as bench:
+        await all_up(bench)
+        slow = bench.servers[2]
+        slow.answers.clear()
+        for _ in range(8):
+            await bench.append(MIB)
+        await bench.append(log_id=8)
+        assert LogletId(LogId(8), 0) not in slow.opened()
+        slow.answers.set()
+        await told_of(slow, 8, tail=1)

@@ -15,6 +15,7 @@ from helpers.history_disks import (
     SegmentCopies,
     check_disks,
     check_durable,
+    check_strength,
 )
 
 from sharedlog.batch import Placement, encode_records, parse_batch_header, place_batch
@@ -434,6 +435,21 @@ def test_too_few_copies_are_caught() -> None:
     segments[0].replicas[1].lost = True
     segments[0].harmed = True
     assert _disk_kinds(segments) == {"copies"}
+
+
+def test_a_replica_that_lacks_anything_is_caught_at_rest() -> None:
+    """Field note 31: closed or open, below the tail and above what is trimmed; not beyond."""
+    assert not check_strength(_segments(_PLACED[:3], _PLACED[:3], _PLACED[:3]), 4)
+    segments = _segments(_PLACED[:3], _PLACED[:3], _PLACED[1:3])
+    (found,) = check_strength(segments, 4)
+    assert found.message == "segment 0 [0, 3): n2 lacks 1 offsets from 0 to 0"
+    segments[0].trimmed = 1
+    assert not check_strength(segments, 4)
+    assert len(check_strength(segments, 5)) == 3, "the open segment's replicas"
+    segments[1].replicas[0].lost = True
+    assert len(check_strength(segments, 5)) == 2
+    segments[1].harmed = True
+    assert not check_strength(segments, 5)
 
 
 def test_a_spread_is_checked() -> None:

@@ -2,7 +2,7 @@
 
 The seed draws the cluster's shape and the mix of faults. For `duration_s` of simulated time clients
 work and the nemesis breaks things; then everything is mended, and the run waits until clients have
-their answers, followers are at the tail and every record has its copies again. What does not come
+their answers, followers are at the tail and every replica has every record. What does not come
 to rest is a violation too (`stuck`). Then a new client reads the log, and the checkers of
 `history_check.py` and `history_disks.py` decide.
 """
@@ -10,9 +10,8 @@ to rest is a violation too (`stuck`). Then a new client reads the log, and the c
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from unittest.mock import patch
@@ -22,18 +21,18 @@ from helpers.history import Final as FinalLog
 from helpers.history_check import check_history
 from helpers.history_disks import (
     Journal,
-    ReplicaCopies,
-    SegmentCopies,
     check_disks,
     check_durable,
+    check_strength,
 )
 from helpers.history_log import Violation
-from helpers.history_read import final_records, read_records
+from helpers.history_read import read_records
 from helpers.sim import ambushes, archive_faults  # noqa: F401  their faults make themselves known
 from helpers.sim.appends import PipelinedClient, SingleClient
 from helpers.sim.archive_actors import ArchiveOperator
 from helpers.sim.archive_watch import ArchiveWatch
 from helpers.sim.cluster import ClusterConfig, SimCluster, open_cluster
+from helpers.sim.final_disks import purged, segments_of
 from helpers.sim.log_store import SimDisk
 from helpers.sim.loop import Deadlock, Livelock, VirtualTimeExceeded, run_virtual
 from helpers.sim.nemesis import Budget, Nemesis, Profile, swarm
@@ -43,14 +42,12 @@ from helpers.sim.workload import KEYS, SimClient, Workload, open_client, patient
 from helpers.sim.world import Trace, World
 
 from loglet.archive import manifest, object_format
-from metadata.encoding import decode_log, log_key
 from metadata.records import LogRecord
-from metadata.store import Changed
 from node.archive import part
 from node.archive.config import OffloadConfig
+from node.controller.config import ControllerConfig
 from sequencer import state
-from sharedlog.batch import parse_placement
-from sharedlog.errors import CorruptBatch, Purged, SharedLogError
+from sharedlog.errors import Purged, SharedLogError
 from sharedlog.ids import LogletId, Offset
 from sharedlog.log import Log
 
@@ -60,6 +57,10 @@ SECOND_LOG: Final = "ledger"
 DURATION_S: Final = 60.0
 REST_S: Final = 150.0
 """Longest time after the faults until everything is well again."""
+RESTS_BROKEN_PROBABILITY: Final = 0.5
+"""Of a seed: clients have ended before anything is mended; nodes come back to logs that rest."""
+RESTS_BROKEN_S: Final = 10.0
+"""Longest time that is waited for them; then all is mended with appends under way."""
 
 CHECKPOINT_BATCHES: Final = 16
 """Batches that a takeover reads to know the log's state; the fewer, the more checkpoints."""
@@ -157,7 +158,7 @@ def run(seed: int, plan: Plan | None = None, *, keep_lines: bool = False) -> Res
     world = World(seed, keep_lines=keep_lines)
     result = Result(seed, [], world.trace, History())
     scenario = _Scenario(world, plan or Plan(), result)
-    limit_s = 2 * (plan or Plan()).duration_s + 10 * REST_S
+    limit_s = 2 * (plan or Plan()).duration_s + RESTS_BROKEN_S + 10 * REST_S
     try:
         with ExitStack() as smaller:
             for where, name, value in SMALLER:
@@ -194,7 +195,7 @@ class _Watched:
     history: History
     log_id: int
     journal: Journal = field(default_factory=Journal)
-    end: int = 0  # behind the last append, which is to be read by all followers
+    end: int = 0  # all below is to be on all replicas, and read by all followers, at rest
     start: int = 0  # what lies below is purged
 
 
@@ -296,6 +297,10 @@ class _Scenario:
             for task in breaking:
                 task.cancel()
             await asyncio.wait(breaking)
+            if self.world.random("rest").random() < RESTS_BROKEN_PROBABILITY:
+                for work in works:
+                    work.stopping = True
+                await asyncio.wait(working, timeout=RESTS_BROKEN_S)
             self.result.faults = nemesis.counts
             self.world.trace.add("heal")
             await nemesis.heal()
@@ -378,16 +383,28 @@ class _Scenario:
         works: Sequence[Workload],
         working: list[asyncio.Task[None]],
     ) -> None:
-        """Wait for answers, followers and copies, at most `REST_S`."""
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + REST_S
+        """Wait for answers, followers and copies, at most `REST_S`; again after one append more.
+
+        Before that one nothing but the cluster's own care brings a log to a node that was away.
+        """
         _, unanswered = await asyncio.wait(working, timeout=REST_S)
         for task in unanswered:
             self._violation("stuck", f"{task.get_name()} has not ended {REST_S:g} s after the heal")
         for log in self.logs:
+            log.end = log.history.readable_end
+        logs = list(zip(self.logs, works, strict=True))
+        await self._settle(cluster, budget, logs)
+        for log in self.logs:
             if not await self._append_last(cluster, log):
                 return
-        logs = list(zip(self.logs, works, strict=True))
+        await self._settle(cluster, budget, logs)
+
+    async def _settle(
+        self, cluster: SimCluster, budget: Budget, logs: Sequence[tuple[_Watched, Workload]]
+    ) -> None:
+        """Wait for followers and copies, at most `REST_S`."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + REST_S
         while loop.time() < until_s:
             if not self._behind(logs) and not self._lacking(cluster, budget):
                 return
@@ -424,6 +441,7 @@ class _Scenario:
             segments = segments_of(cluster, budget, log.name)
             closed = FinalLog(segments[-1].base, [])
             found += [it for it in check_disks(segments, closed) if it.kind == "copies"]
+            found += check_strength(segments, log.end)
             record = budget.record(log.name)
             if self.archive and record.archived_end < log.end:
                 message = f"{log.name} is archived up to {record.archived_end} of {log.end}"
@@ -445,7 +463,7 @@ class _Scenario:
             for segment in budget.record(log.name).chain
             for lost in segment.lost
         ]
-        gone = list(_purged(cluster, budget, log.name, start))
+        gone = list(purged(cluster, budget, log.name, start))
         final = FinalLog(tail, gone + records, lost, start)
         segments = segments_of(cluster, budget, log.name, with_disks=True)
         found = check_history(log.history, final)
@@ -515,75 +533,13 @@ def node_settings(world: World) -> dict[str, Any]:
     """Settings of the nodes: what takes minutes in production takes seconds here."""
     draw = world.random("offload")
     return {
+        "controller": ControllerConfig(
+            backfill_every_s=world.random("controller").choice((2.0, 10.0))
+        ),
         "offload": OffloadConfig(
             object_bytes=draw.choice((1_000, 4_000)),
             offload_after_s=draw.choice((0.5, 2.0)),
             retention_every_s=2.0,
             block_cache_bytes=draw.choice((0, 2_000, 1 << 20)),
-        )
+        ),
     }
-
-
-def segments_of(
-    cluster: SimCluster, budget: Budget, log: str, *, with_disks: bool = False
-) -> list[SegmentCopies]:
-    """A log's chain, and what lies on the disks that it names."""
-    record = budget.record(log)
-    named = _disks_named(cluster, log) if with_disks else defaultdict(set)
-    found = []
-    for segment in record.chain:
-        loglet = record.loglet(segment)
-        end = segment.end
-        replicas = []
-        for member in segment.nodeset:
-            disk = cluster.present_disk(str(member.node_id), member.storage_id)
-            batches = [] if disk is None else disk.ever(loglet)
-            replicas.append(
-                ReplicaCopies(
-                    str(member.node_id),
-                    member.location,
-                    [batch.placed for batch in batches],
-                    lost=disk is None,
-                )
-            )
-        found.append(
-            SegmentCopies(
-                segment.index,
-                segment.base,
-                end,
-                segment.write_quorum,
-                replicas,
-                segment.spread,
-                harmed=(log, segment.index) in budget.harmed,
-                disks=named[segment.index],
-                trimmed=record.trimmed,
-            )
-        )
-    return found
-
-
-def _purged(cluster: SimCluster, budget: Budget, log: str, start: int) -> Iterator[FinalRecord]:
-    """What lay below `start`, by whatever disk had it once."""
-    record, named = budget.record(log), _disks_named(cluster, log)
-    found: dict[int, FinalRecord] = {}
-    for segment in record.chain:
-        end = start if segment.end is None else min(segment.end, start)
-        for disk in cluster.disks.values():
-            if segment.base >= end or disk.storage_id not in named[segment.index]:
-                continue
-            for batch in disk.ever(record.loglet(segment)):
-                with suppress(CorruptBatch):
-                    for it in final_records(batch.placed, parse_placement(batch.placed)):
-                        if segment.base <= it.offset < end:
-                            found.setdefault(it.offset, it)
-    yield from (found[offset] for offset in sorted(found))
-
-
-def _disks_named(cluster: SimCluster, log: str) -> dict[int, set[str]]:
-    """Every disk that the chain ever named, by segment."""
-    named: dict[int, set[str]] = defaultdict(set)
-    for change in cluster.metadata.history:
-        if isinstance(change, Changed) and change.entry.key == log_key(log):
-            for segment in decode_log(change.entry).chain:
-                named[segment.index].update(it.storage_id for it in segment.nodeset)
-    return named

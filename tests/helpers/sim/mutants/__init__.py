@@ -7,6 +7,7 @@ names the mix of faults (`profiles.py`) in which it shows soonest, and within ho
 
 from helpers.sim.mutants import (  # noqa: F401  they make themselves known
     archive,
+    copies,
     log,
     log_server,
     readers,

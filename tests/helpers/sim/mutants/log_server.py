@@ -37,6 +37,7 @@ from sharedlog.ids import SequencerId
 @mutant(
     "recovery counts answers of unsealed nodes (field note 2)",
     mix="seals under load",
+    first=28,
     kinds="lost real-time",
 )
 def seal_answers_without_sealing(patch: Patch) -> None:

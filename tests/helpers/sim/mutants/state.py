@@ -152,7 +152,7 @@ def older_life_goes_on(patch: Patch) -> None:
     "a named producer sends what is behind a record that failed",
     mix="three of three",
     kinds="producer",
-    first=25,
+    first=14,
 )
 def sends_behind_a_failed_record(patch: Patch) -> None:
     patch.setattr(AppendQueue, "_fail_behind", lambda _: None)
