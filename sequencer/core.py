@@ -117,8 +117,8 @@ class LogletSequencer:
     """See the module's docstring. Replicas are indexes into the segment's nodeset."""
 
     __slots__ = (
-        *("_acked", "_in_flight", "_in_step", "_steps", "base", "committed_tail", "ended"),
-        *("last_timestamp_ms", "loglet", "next_offset", "rule"),
+        *("_acked", "_in_flight", "_in_step", "_opened", "_steps", "base", "committed_tail"),
+        *("ended", "last_timestamp_ms", "loglet", "next_offset", "rule"),
     )
 
     def __init__(
@@ -141,6 +141,7 @@ class LogletSequencer:
         # Invariant: acked[r] <= next_offset; [committed_tail, acked[r]) is held by replica r,
         # fsynced.
         self._acked: list[Offset] = [base] * rule.replicas
+        self._opened: list[bool] = [False] * rule.replicas  # it has said so, and never forgets
         self._in_step: list[bool] = [False] * rule.replicas
         self._steps: list[int] = []  # the indexes in step, kept because every append needs them
 
@@ -167,6 +168,10 @@ class LogletSequencer:
     def in_step(self, replica: int) -> bool:
         """The replica is sent every batch."""
         return self._in_step[replica]
+
+    def has_opened(self, replica: int) -> bool:
+        """The replica has opened the loglet, which nobody but this process can have it do."""
+        return self._opened[replica]
 
     def behind(self) -> list[int]:
         """Replicas that have not acknowledged the oldest batch in flight."""
@@ -227,12 +232,15 @@ class LogletSequencer:
     def on_stored(self, replica: int, first: Offset, end: Offset) -> list[Effect]:
         """The replica holds [first, end), fsynced, and said so before it was sealed.
 
+        An empty range says that it has opened the loglet.
+
         Raises:
             ProtocolError: the range was never given out.
         """
         acked = self._acked[replica]
         if end > self.next_offset:
             raise ProtocolError(f"{self.loglet}: a replica holds {end - 1}, never given out")
+        self._opened[replica] = True
         # A range that does not touch what is known of the replica proves nothing of what lies
         # between.
         if end <= acked or first > max(acked, self.committed_tail):

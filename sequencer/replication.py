@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import assert_never
+from typing import Final, assert_never
 
 from loglet.messages import Confirmed, StoreRefused, StoreResponse
 from metadata.records import Replica
@@ -35,6 +35,9 @@ from sharedlog.clock import Clock
 from sharedlog.errors import AppendIndefinite, Sealed, SharedLogError, WrongSequencer
 from sharedlog.ids import LogletId, NodeId, Offset, SequencerId, StorageId
 from sharedlog.rpc.transport import Transport
+
+_PAUSES_AT_REST: Final = 20
+"""`refused_retry_s` so many times: how long a server that can't open a log that rests is let be."""
 
 OnEnded = Callable[[ActiveLoglet, SharedLogError], None]
 
@@ -76,6 +79,8 @@ class Replication:
         self._metrics = metrics
         self._on_ended = on_ended
         self._uses: dict[tuple[NodeId, StorageId], _Use] = {}
+        # Loglets that rest, with a replica that refused to open it and is asked again later.
+        self._unopened: set[tuple[LogletId, int]] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._room: asyncio.Future[None] | None = None
         self.in_flight_bytes = 0
@@ -152,13 +157,17 @@ class Replication:
     # What the links tell.
 
     def on_link_up(self, link: ReplicaLink) -> None:
-        """Bring those logs into step that have anything in them, or a tail to find."""
-        for active, replica in self._on(link):
+        """Bring those logs into step that have something in flight or a tail to find, or are new.
+
+        A server that has started again has forgotten the tail of the others, too: should no append
+        follow, it would never serve what was committed last.
+        """
+        for active, replica in self._resting_first(link):
+            core = active.core
             effects = active.rounds.on_link_ready(replica)
-            if effects:  # the server must know the loglet before it can say whether it is sealed
-                self.bring_into_step(active)
-            else:
-                self._bring_back(active)
+            self._bring_back(active, replica, asks=bool(effects))
+            if core.committed_tail > core.base and not core.in_step(replica):
+                link.publish(core.loglet, core.committed_tail)
             self.apply_tail(active, effects)
 
     def on_link_down(self, link: ReplicaLink) -> None:
@@ -168,8 +177,8 @@ class Replication:
 
     def on_link_room(self, link: ReplicaLink) -> None:
         """Bring those logs back into step that were skipped."""
-        for active, _ in self._on(link):
-            self._bring_back(active)
+        for active, replica in self._resting_first(link):
+            self._bring_back(active, replica)
 
     def on_response(self, link: ReplicaLink, response: StoreResponse) -> None:
         """Stored ranges, refusals, confirmations."""
@@ -202,7 +211,18 @@ class Replication:
 
     def _on_pause_over(self, active: ActiveLoglet, replica: int) -> None:
         active.paused.discard(replica)
-        self._bring_back(active)
+        if active.core.in_flight:
+            self.bring_into_step(active)
+        elif self._lacks_all(active, replica) and (active.loglet, replica) not in self._unopened:
+            # Not even the loglet's record has room there, and each try costs that server a commit.
+            self._unopened.add((active.loglet, replica))
+            pause_s = _PAUSES_AT_REST * self._config.refused_retry_s
+            loop = asyncio.get_running_loop()
+            loop.call_later(pause_s, self._on_rest_over, active, replica)
+
+    def _on_rest_over(self, active: ActiveLoglet, replica: int) -> None:
+        self._unopened.discard((active.loglet, replica))
+        self._bring_back(active, replica)
 
     def _on_confirmed(self, use: _Use, confirmed: Confirmed) -> None:
         found = use.loglets.get(confirmed.loglet)
@@ -221,27 +241,42 @@ class Replication:
         # One that was closed may still end while another to the same server is in use.
         return list(use.loglets.values()) if use is not None and use.link is link else ()
 
+    def _resting_first(self, link: ReplicaLink) -> Iterable[tuple[ActiveLoglet, int]]:
+        """Those on the link, without those first that may leave no room on it."""
+        return sorted(self._on(link), key=lambda it: it[0].core.in_flight > 0)
+
     # Effects.
 
-    def _bring_back(self, active: ActiveLoglet) -> None:
-        """A replica can be sent something again: bring it into step, unless nothing ever was.
+    def _bring_back(self, active: ActiveLoglet, replica: int, *, asks: bool = False) -> None:
+        """The replica can be sent something again: bring it into step, if there is a need.
 
-        A log that rests, too, for nobody but its sequencer opens a loglet: a server that never did
-        would lack all of it until the next append, were that years away (field note 31). And one
-        that has started again has forgotten the committed tail, and would not serve what was
-        committed last (field note 38).
+        There is if something is in flight. In a log that rests there is if the replica has not
+        opened it, and anything is committed, or asked (`asks`): nobody but its sequencer opens a
+        loglet, so a server that never did would lack all of it until the next append, were that
+        years away (field note 31). One that has opened it is left out of step: it may refuse
+        batches, and in step it would look well.
         """
-        if active.core.in_flight or active.core.committed_tail > active.core.base:
+        if active.core.in_flight:
             self.bring_into_step(active)
+        elif self._lacks_all(active, replica) or (asks and not active.core.has_opened(replica)):
+            self._bring(active, replica)
+
+    @staticmethod
+    def _lacks_all(active: ActiveLoglet, replica: int) -> bool:
+        """Something is committed, and the replica has not opened the loglet."""
+        core = active.core
+        return core.committed_tail > core.base and not core.has_opened(replica)
 
     def bring_into_step(self, active: ActiveLoglet) -> None:
         """Every replica that can be sent something and is not."""
-        core = active.core
-        if core.all_in_step:
-            return
-        for replica, link in enumerate(active.links):
-            if not core.in_step(replica) and link.ready and replica not in active.paused:
-                self.apply(active, core.on_ready(replica))
+        if not active.core.all_in_step:
+            for replica in range(len(active.links)):
+                self._bring(active, replica)
+
+    def _bring(self, active: ActiveLoglet, replica: int) -> None:
+        core, link = active.core, active.links[replica]
+        if not core.in_step(replica) and link.ready and replica not in active.paused:
+            self.apply(active, core.on_ready(replica))
 
     def _out_of_step(self, active: ActiveLoglet, replica: int) -> None:
         if active.core.in_step(replica):
@@ -292,7 +327,8 @@ class Replication:
         """Find the tail, in a round that begins from now on; the caller is told."""
         effects = active.rounds.on_find_tail(caller, active.core.committed_tail)
         # The servers must know the loglet before they can say whether it is sealed.
-        self.bring_into_step(active)
+        for replica in range(len(active.links)):
+            self._bring_back(active, replica, asks=True)
         self.apply_tail(active, effects)
 
     def _resume(

@@ -215,13 +215,20 @@ def check_strength(segments: Sequence[SegmentCopies], tail: int) -> list[Violati
         end = tail if segment.end is None else segment.end
         wanted = set(range(max(segment.base, segment.trimmed), end))
         for replica in () if segment.harmed else segment.replicas:
-            held = map(parse_placement, replica.batches)
-            lacks = wanted.difference(*(range(it.first, it.end) for it in held))
+            lacks = wanted.difference(*map(_offsets, replica.batches))
             if lacks and not replica.lost:
                 where = f"segment {segment.index} [{segment.base}, {segment.end})"
                 what = f"{len(lacks)} offsets from {min(lacks)} to {max(lacks)}"
                 found.append(Violation("strength", f"{where}: {replica.node_id} lacks {what}"))
     return found
+
+
+def _offsets(placed: bytes) -> range:
+    try:
+        placement = parse_placement(placed)
+    except CorruptBatch:
+        return range(0)
+    return range(placement.first, placement.end)
 
 
 def _segment_of(segments: Sequence[SegmentCopies], offset: int) -> SegmentCopies:

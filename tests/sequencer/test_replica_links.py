@@ -10,7 +10,14 @@ from random import Random
 
 from prometheus_client import CollectorRegistry
 
-from loglet.messages import CommittedTail, Stored, StoreRefused, StoreRequest, StoreResponse
+from loglet.messages import (
+    CommittedTail,
+    Confirmed,
+    Stored,
+    StoreRefused,
+    StoreRequest,
+    StoreResponse,
+)
 from loglet.wire import STORE
 from metadata.records import LogRecord, NodeRecord, Replica, Segment
 from sequencer.config import SequencerConfig
@@ -29,9 +36,10 @@ CLOCK = SystemClock()
 
 
 class ScriptedServer:
-    """A log server without a store: acknowledges, refuses, says nothing, or is not there.
+    """A log server without a store: acknowledges, has no room, says nothing, or is not there.
 
-    With `answers` cleared it answers what comes from then on when that is set again.
+    `full`: no room for batches; `refuse`: not even for a loglet's record. With `answers` cleared it
+    answers what comes from then on when that is set again.
     """
 
     def __init__(self) -> None:
@@ -76,10 +84,12 @@ class ScriptedServer:
                 continue
             greeted = True
             await self.answers.wait()
-            if self.mode == "refuse":
-                answer.refused += [
-                    StoreRefused(it.loglet, it.base, StoreReadOnly("full")) for it in request.opens
-                ]
+            for opened in request.opens:
+                if self.mode == "refuse":
+                    full = StoreReadOnly("full")
+                    answer.refused.append(StoreRefused(opened.loglet, opened.base, full))
+                else:
+                    answer.stored.append(Stored(opened.loglet, opened.base, opened.base))
             for placed in request.batches:
                 it = parse_placement(placed)
                 if self.mode == "ack":
@@ -87,6 +97,9 @@ class ScriptedServer:
                 elif not answer.refused:
                     full = StoreReadOnly("full")
                     answer.refused.append(StoreRefused(it.loglet, it.first, full))
+            answer.confirmed = [
+                Confirmed(it.loglet, it.round_id, sealed=False) for it in request.confirms
+            ]
             await stream.send(answer)
 
 
@@ -137,7 +150,7 @@ class Bench:
 
     async def append(self, size: int = 10, *, log_id: int = 7) -> int:
         batch = encode_records([(bytes(size), None, None)])
-        record = replace(self.record, log_id=LogId(log_id), name=f"orders {log_id}")
+        record = replace(self.record, log_id=LogId(log_id))
         return (await self.sequencer.append(record, batch, timeout_s=10)).first
 
     def metric(self, name: str, node: str = "n3") -> float:
@@ -260,17 +273,36 @@ async def test_a_server_that_was_away_is_given_a_log_that_rests() -> None:
 
 
 async def test_a_server_that_could_not_open_a_log_is_asked_again() -> None:
-    """Not even a loglet's record had room; there is some later, and the log rests meanwhile."""
-    async with running(SequencerConfig(refused_retry_s=0.1)) as bench:
+    """Not even a loglet's record had room; there is some later, and the log rests meanwhile. It is
+    not asked with every pause: each time costs it a commit."""
+    async with running(SequencerConfig(refused_retry_s=0.05)) as bench:
         full = bench.servers[2]
         full.mode = "refuse"
         await bench.append()
-        async with asyncio.timeout(10):
-            while not full.opened():
-                await CLOCK.sleep(0.005)
+        await CLOCK.sleep(0.9)
+        assert 1 <= len(full.opened()) <= 2
         full.mode = "ack"
         full.requests.clear()
         await told_of(full, 7, tail=1)
+
+
+async def test_a_full_server_does_not_look_well_while_a_log_rests() -> None:
+    """It would take the log again, as nothing is stored: what it lacks is told, and who watches
+    finds it out of step, however seldom is appended."""
+    async with running(SequencerConfig(refused_retry_s=0.05)) as bench:
+        await all_up(bench)
+        full = bench.servers[2]
+        full.mode = "full"
+        full.requests.clear()
+        await bench.append()
+        async with asyncio.timeout(10):
+            while not full.batches():
+                await CLOCK.sleep(0.005)
+        for _ in range(10):
+            await CLOCK.sleep(0.1)
+            assert await bench.sequencer.find_tail(bench.record) == 2
+            assert bench.metric("replica_lagging_logs") == 1
+        assert not full.opened()
 
 
 async def test_a_server_that_was_behind_is_given_a_log_that_rests() -> None:
@@ -283,6 +315,23 @@ async def test_a_server_that_was_behind_is_given_a_log_that_rests() -> None:
         for _ in range(8):
             await bench.append(MIB)
         await bench.append(log_id=8)
-        assert LogletId(LogId(8), 0) not in slow.opened()
+        assert bench.metric("replica_lagging_logs") == 2
         slow.answers.set()
         await told_of(slow, 8, tail=1)
+
+
+async def test_a_log_that_rests_is_opened_before_busy_ones_take_the_room() -> None:
+    """What a busy log has in flight fills the link to a server that is back, again and again."""
+    config = SequencerConfig(replica_bytes_max=BATCH_BYTES_MAX, silence_max_s=60.0)
+    async with running(config) as bench, asyncio.TaskGroup() as tasks:
+        _, other, late = bench.servers
+        late.mode = "away"
+        await bench.append()  # the first on its links
+        await bench.append(log_id=8)
+        other.answers.clear()
+        for _ in range(9):
+            tasks.create_task(bench.append(MIB))
+        await CLOCK.sleep(0.1)
+        late.mode = "mute"
+        await told_of(late, 8, tail=1)
+        other.answers.set()

@@ -15,13 +15,10 @@ from sequencer.replication import Replication
 
 @mutant("a log that rests is not opened at a server that was away", mix="power cuts", kinds="stuck")
 def rests_unopened(patch: Patch) -> None:
-    bring_back = Replication._bring_back
+    def _lacks_all(active: ActiveLoglet, replica: int) -> bool:
+        return False
 
-    def _bring_back(self: Replication, active: ActiveLoglet) -> None:
-        if active.core.in_flight:
-            bring_back(self, active)
-
-    patch.setattr(Replication, "_bring_back", _bring_back)
+    patch.setattr(Replication, "_lacks_all", staticmethod(_lacks_all))
 
 
 @mutant("what a replica lacks of an open segment stays so", mix="power cuts", kinds="stuck")
