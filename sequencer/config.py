@@ -49,7 +49,8 @@ class SequencerConfig:
     """Longest such pause. At least `reconnect_min_s`."""
 
     refused_retry_s: float = 0.5
-    """Pause before a log server that refused stores, e.g. with a full disk, is tried again."""
+    """Pause before a log server that refused stores, e.g. with a full disk, is tried again; twenty
+    of them if it could not even open a log that rests."""
 
     overloaded_retry_s: float = 0.2
     """What an overloaded answer tells the caller to wait."""

@@ -157,7 +157,7 @@ class Replication:
     # What the links tell.
 
     def on_link_up(self, link: ReplicaLink) -> None:
-        """Bring those logs into step that have something in flight or a tail to find, or are new.
+        """Bring those logs into step that have something in flight, or that the server must open.
 
         A server that has started again has forgotten the tail of the others, too: should no append
         follow, it would never serve what was committed last.
@@ -327,8 +327,9 @@ class Replication:
         """Find the tail, in a round that begins from now on; the caller is told."""
         effects = active.rounds.on_find_tail(caller, active.core.committed_tail)
         # The servers must know the loglet before they can say whether it is sealed.
-        for replica in range(len(active.links)):
-            self._bring_back(active, replica, asks=True)
+        if not active.core.all_in_step:
+            for replica in range(len(active.links)):
+                self._bring_back(active, replica, asks=True)
         self.apply_tail(active, effects)
 
     def _resume(

@@ -13,7 +13,12 @@ from sequencer.loglets import ActiveLoglet
 from sequencer.replication import Replication
 
 
-@mutant("a log that rests is not opened at a server that was away", mix="power cuts", kinds="stuck")
+@mutant(
+    "a log that rests is not opened at a server that was away",
+    mix="power cuts",
+    first=36,
+    kinds="stuck",
+)
 def rests_unopened(patch: Patch) -> None:
     def _lacks_all(active: ActiveLoglet, replica: int) -> bool:
         return False
